@@ -1,0 +1,276 @@
+"""Rows from anything that holds a dataset, one after another and without changing them.
+
+Files are read here rather than with `datasets.load_dataset`, which stops at the first bad line and
+needs every column to be of one type: a check has to see the rows as they stand in the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+KINDS = f"{', '.join(SUFFIXES)} (also with .gz)"
+# What pandas, and so load_dataset("csv"), reads as a missing value.
+CSV_MISSING = frozenset(
+    "#N/A;#N/A N/A;#NA;-1.#IND;-1.#QNAN;-NaN;-nan;1.#IND;1.#QNAN;<NA>;N/A;NA;NULL;NaN;None;n/a;nan;"
+    "null;".split(";")  # the last one is the empty cell
+)
+WRAPPERS = ("data", "rows", "train", "examples", "instances")
+HELD_OUT = {"valid": 1, "val": 1, "dev": 1, "eval": 2, "test": 3}  # the order after training
+MEDIA = (datasets.Image, datasets.Audio, datasets.Video)
+
+
+@dataclass
+class Split:
+    """The rows of one split; `broken` fills with (line number, reason) while they are read."""
+
+    name: str
+    rows: Iterable[Any]
+    columns: list[str] = field(default_factory=list)
+    features: dict[str, Any] = field(default_factory=dict)
+    broken: list[tuple[int, str]] = field(default_factory=list)
+
+
+def open_splits(dataset: object) -> tuple[str, list[Split]]:
+    """Return the dataset's name for a report and its splits, the training split first.
+
+    Takes a `Dataset`, `IterableDataset` or dict of them, a list of dicts, a dict of columns, a
+    DataFrame, a path to a file or folder, or a hub id. Raises FileNotFoundError for a path that is
+    not there, ValueError for a file that is not of its kind or an object of another type, and
+    RuntimeError for a hub id that cannot be loaded.
+    """
+    if isinstance(dataset, str | Path):
+        return _from_path(dataset)
+    if isinstance(dataset, dict):
+        if any(isinstance(v, list) and not _is_rows(v) for v in dataset.values()):
+            return "dict of columns", [_from_columns(dataset)]
+        return type(dataset).__name__, _sorted([_named(k, v) for k, v in dataset.items()])
+    return type(dataset).__name__, [_named("train", dataset)]
+
+
+def _is_rows(value: list[Any]) -> bool:
+    return all(isinstance(row, dict) for row in value)
+
+
+def _from_columns(columns: dict[str, list[Any]]) -> Split:
+    rows = [
+        dict(zip(columns, values, strict=False)) for values in zip(*columns.values(), strict=False)
+    ]
+    return Split("train", rows, list(columns))
+
+
+def _named(name: str, rows: object) -> Split:
+    """Return one split of a Dataset, an IterableDataset, a DataFrame or a list."""
+    if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        features = dict(rows.features or {})
+        return Split(str(name), _dataset_rows(rows, features), list(features), features)
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        records = rows.to_dict("records")
+        # numpy's arrays and numbers become lists and numbers
+        rows = [
+            {k: v.tolist() if hasattr(v, "tolist") else v for k, v in r.items()} for r in records
+        ]
+        return Split(str(name), rows)
+    if isinstance(rows, list):
+        return Split(str(name), rows)
+    raise ValueError(
+        f"check was given a {type(rows).__name__}. It takes a datasets.Dataset or DatasetDict, a "
+        f"list of dicts, a file that ends in {KINDS}, a folder or a hub id. "
+        "Pass one of these, for example the path of your file."
+    )
+
+
+def _dataset_rows(
+    dataset: datasets.Dataset | datasets.IterableDataset, features: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows as they are stored, without the pictures and sounds (slow to decode)."""
+    media = [name for name, f in features.items() if isinstance(getattr(f, "feature", f), MEDIA)]
+    if media:
+        dataset = dataset.remove_columns(media)
+    for batch in dataset.with_format(None).iter(batch_size=1000):
+        names = list(batch)
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def _sorted(splits: Iterable[Split]) -> list[Split]:
+    def rank(split: Split) -> tuple[int, bool, str]:
+        name = split.name.rsplit("/")[-1]
+        place = max((n for start, n in HELD_OUT.items() if name.startswith(start)), default=0)
+        return place, not name.startswith("train"), name
+
+    return sorted(splits, key=rank)
+
+
+def _from_path(given: str | Path) -> tuple[str, list[Split]]:
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return str(given), _from_folder(path)
+    if path.is_file():
+        return str(given), [_from_files("train", [path])]
+    looks_local = (
+        isinstance(given, Path)
+        or given.count("/") > 1
+        or given[:1] in ("/", ".", "~", "")
+        or "\\" in given
+    )
+    if looks_local or _suffix(path) in SUFFIXES:
+        raise FileNotFoundError(
+            f"No file or folder at '{given}'. check takes a file that ends in {KINDS}, a folder of "
+            "such files, or a hub id such as 'owner/name'. Check the path."
+        )
+    try:
+        loaded = datasets.load_dataset(str(given))
+    except Exception as error:  # the hub client raises a dozen kinds of its own and of requests
+        raise RuntimeError(
+            f"The dataset '{given}' could not be loaded from the hub: {error}. Allowed are a local "
+            "file or folder, or the id of a public dataset while online. Check the id and the "
+            "network; where it needs a configuration or a login, call datasets.load_dataset "
+            "yourself and pass the result."
+        ) from error
+    return str(given), _sorted(_named(name, rows) for name, rows in loaded.items())
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _from_folder(folder: Path) -> list[Split]:
+    """Return a split for each name of file; `x-00000-of-00002` and its likes are one."""
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        loaded = datasets.load_from_disk(str(folder))
+        splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+        return _sorted(_named(name, rows) for name, rows in splits.items())
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and _suffix(f) in SUFFIXES]
+    files = [f for f in files if not any(p.startswith(".") for p in f.relative_to(folder).parts)]
+    # A .json beside files of another kind describes them.
+    files = [f for f in files if _suffix(f) != ".json"] or files
+    if not files:
+        raise FileNotFoundError(
+            f"The folder '{folder}' holds no data file. check reads {KINDS}. Name the folder that "
+            "holds the data, or convert the files to one of these."
+        )
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        stem = file.relative_to(folder).with_name(file.name.split(".")[0]).as_posix()
+        by_name.setdefault(re.sub(r"[-_]\d+-of-\d+$", "", stem), []).append(file)
+    return _sorted(_from_files(name, paths) for name, paths in by_name.items())
+
+
+def _from_files(name: str, paths: list[Path]) -> Split:
+    split = Split(name, ())
+    split.rows = (row for path in paths for row in _whole(path, split.broken))
+    return split
+
+
+def _whole(path: Path, broken: list[tuple[int, str]]) -> Iterator[Any]:
+    try:
+        yield from _read(path, broken)
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"'{path}' cannot be read to its end ({error}). A data file must be whole and of the "
+            "kind that its name says. Fetch it again (a Git LFS pointer is a few lines of text), "
+            "or rename it."
+        ) from error
+
+
+def _read(path: Path, broken: list[tuple[int, str]]) -> Iterator[Any]:
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        return _read_parquet(path)
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(path, "\t" if suffix == ".tsv" else ",", broken)
+    if suffix in SUFFIXES:
+        return _read_json(path, broken)
+    raise ValueError(
+        f"'{path}' ends in '{suffix}'. check reads {KINDS}. Convert the file, or load it with "
+        "datasets.load_dataset and pass the result."
+    )
+
+
+def _open(path: Path) -> IO[str]:
+    # Bytes that are not UTF-8 become U+FFFD, which is a finding of its own.
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
+        yield from batch.to_pylist()
+
+
+def _read_csv(
+    path: Path, delimiter: str, broken: list[tuple[int, str]]
+) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    with _open(path) as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = next(reader, [])
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                broken.append((reader.line_num, str(error)))
+                continue
+            if len(cells) == len(header):
+                values = [None if cell in CSV_MISSING else cell for cell in cells]
+                yield dict(zip(header, values, strict=True))
+            elif cells:
+                reason = f"{len(cells)} cells, the header has {len(header)}"
+                broken.append((reader.line_num, reason))
+
+
+def _read_json(path: Path, broken: list[tuple[int, str]]) -> Iterator[Any]:
+    """Yield the rows of JSON lines or of one JSON document, whatever the file is called."""
+    with _open(path) as file:
+        lines = (line for line in file if line.strip())
+        first, second = next(lines, ""), next(lines, "")
+    if not first:
+        return
+    start = _parse(first)
+    if not second or not isinstance(start, dict):
+        with _open(path) as file:
+            document = _parse(file.read())
+        if not isinstance(document, Exception):
+            yield from _document_rows(document)
+            return
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            row = _parse(line) if line.strip() else None
+            if isinstance(row, dict):
+                yield row
+            elif isinstance(row, Exception):
+                broken.append((number, f"{row}: {line.strip()[:60]}"))
+            elif line.strip():
+                broken.append((number, f"not an object: {line.strip()[:60]}"))
+
+
+def _parse(text: str) -> Any:
+    """Return the parsed JSON, or the exception that says why not."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def _document_rows(document: Any) -> list[Any]:
+    if not isinstance(document, dict):
+        return document if isinstance(document, list) else [document]
+    for key in WRAPPERS:
+        if isinstance(document.get(key), list) and _is_rows(document[key]):
+            return document[key]
+    return [document]

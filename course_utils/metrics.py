@@ -1,0 +1,201 @@
+"""How good a model is at a task, and how much it forgot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 96,
+    batch_size: int = 40,
+    progress: bool = True,
+) -> list[str]:
+    """Return the model's greedy answer to each prompt, without the prompt and special tokens.
+
+    Prompts are padded on the left, so that every answer starts right after its prompt. The longest
+    ones come first: if memory runs out, it does so at once. The model's train or eval mode is kept.
+
+    Raises:
+        ValueError: if there is no prompt, or the tokenizer has no pad token.
+    """
+    if not prompts:
+        raise ValueError("No prompts were given. generate() needs at least one string: pass a list.")
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            "The tokenizer has no pad token, which a batch of prompts needs. "
+            "Set one first: tokenizer.pad_token = tokenizer.eos_token is enough for generation."
+        )
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    starts = tqdm(range(0, len(order), batch_size), desc="answers", disable=not progress or None)
+    with _evaluating(model):
+        for start in starts:
+            part = order[start : start + batch_size]
+            batch = tokenizer(
+                [prompts[i] for i in part], return_tensors="pt", padding=True, padding_side="left"
+            ).to(model.device)
+            output = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            texts = tokenizer.batch_decode(
+                output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            for i, text in zip(part, texts, strict=True):
+                answers[i] = text.strip()
+    return answers
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Return the share, 0 to 1, of predictions that equal their reference but for outer spaces.
+
+    Raises:
+        ValueError: if the two are empty or differ in length.
+    """
+    _same_length(predictions, references)
+    hits = [p.strip() == r.strip() for p, r in zip(predictions, references, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def field_accuracy(predictions: Sequence[str], references: Sequence[str]) -> pd.Series:
+    """Return the share, 0 to 1, of right values for each field of the references' JSON records.
+
+    A prediction that is no JSON object has all its fields wrong. The mean over the series is the
+    share of fields right.
+
+    Raises:
+        ValueError: if the two are empty or differ in length, or a reference is no JSON object.
+    """
+    _same_length(predictions, references)
+    hits: dict[str, list[bool]] = {}
+    for prediction, reference in zip(predictions, references, strict=True):
+        truth = _record(reference)
+        if truth is None:
+            raise ValueError(
+                f"This reference is not a JSON object: {reference[:80]!r}. "
+                'References look like {"name": "Ada", ...}; check which column you passed.'
+            )
+        said = _record(prediction) or {}
+        for field, value in truth.items():
+            hits.setdefault(field, []).append(field in said and said[field] == value)
+    return pd.Series({field: sum(h) / len(h) for field, h in hits.items()}, name="share right")
+
+
+@torch.inference_mode()
+def token_loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch_size: int = 32,
+    max_length: int = 512,
+) -> float:
+    """Return the mean cross-entropy of a text's tokens, each from those before it, in nats.
+
+    Every token of every text counts the same; texts longer than `max_length` tokens are cut.
+
+    Raises:
+        ValueError: if there is no text, or no text has two tokens.
+    """
+    if not texts:
+        raise ValueError("No texts were given. Pass a list with at least one text.")
+    total, count = 0.0, 0
+    with _evaluating(model):
+        for start in range(0, len(texts), batch_size):
+            batch = tokenizer(
+                list(texts[start : start + batch_size]),
+                return_tensors="pt",
+                padding=True,
+                padding_side="right",
+                truncation=True,
+                max_length=max_length,
+            ).to(model.device)
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            targets = int((labels[:, 1:] != -100).sum())
+            if targets:
+                total += float(model(**batch, labels=labels).loss) * targets
+                count += targets
+    if not count:
+        raise ValueError("No text has two tokens or more, so there is nothing to predict.")
+    return total / count
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    batch_size: int = 32,
+    max_length: int = 512,
+) -> float:
+    """Return exp(`token_loss`): between how many tokens the model wavers, on average.
+
+    Source: Jurafsky and Martin, Speech and Language Processing, 3rd ed., section 3.3.
+    """
+    return math.exp(token_loss(model, tokenizer, texts, batch_size, max_length))
+
+
+def forgetting(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    loss_before: float | None = None,
+) -> float:
+    """Return how much the loss on `texts` rose by fine-tuning, in nats per token (0 is best).
+
+    `texts` are of the kind that the base model was pretrained on. For a model with an adapter the
+    loss before is measured with the adapter switched off; else pass it as `loss_before`. This is how
+    the PEFT project's method comparison defines forgetting.
+
+    Raises:
+        ValueError: if the model has no adapter and `loss_before` is missing.
+    """
+    if loss_before is None:
+        if not hasattr(model, "disable_adapter"):
+            raise ValueError(
+                "The model has no adapter to switch off, so its loss before tuning is not known. "
+                "Measure it before training, loss = token_loss(model, tokenizer, texts), "
+                "and pass loss_before=loss."
+            )
+        with model.disable_adapter():
+            loss_before = token_loss(model, tokenizer, texts)
+    return token_loss(model, tokenizer, texts) - loss_before
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel):
+    """Switch dropout off for a while, and back to what it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _record(text: str) -> dict[str, object] | None:
+    """Return the JSON object in `text`, or None where there is none."""
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _same_length(predictions: Sequence[str], references: Sequence[str]) -> None:
+    if len(predictions) != len(references) or not predictions:
+        raise ValueError(
+            f"There are {len(predictions)} predictions and {len(references)} references. "
+            "There must be one prediction for each reference, and at least one: pass both lists whole."
+        )

@@ -1,0 +1,132 @@
+"""Measure what the pocket model and the `tickets` dataset must show, and print it.
+
+    python data/build/report.py            print the figures
+    python data/build/report.py --write    also write them into the models' cards
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from course_utils import data, metrics
+from course_utils.display import text_table
+from course_utils.paths import DATA, POCKET_MODEL, POCKET_T5
+
+LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+RECIPES: dict[str, tuple[LoraConfig | None, dict[str, float]]] = {
+    "LoRA r=8, all linear layers": (LORA, {"learning_rate": 5e-3, "num_train_epochs": 3}),
+    "full fine-tuning": (None, {"learning_rate": 1e-3, "num_train_epochs": 3}),
+}
+
+
+def load_model() -> PreTrainedModel:
+    """Return the pocket model in float32."""
+    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+
+
+def quality(model: PreTrainedModel, tokenizer, tickets: DatasetDict, texts: list[str]) -> dict[str, float]:
+    """Return exact match and share of fields right by kind of test row, and the held-out loss."""
+    figures = {}
+    for kind in ("seen", "unseen"):
+        rows = tickets["test"].filter(lambda row, kind=kind: row["kind"] == kind)
+        references = [text.strip() for text in rows["completion"]]
+        answers = metrics.generate(model, tokenizer, rows["prompt"], progress=False)
+        figures[f"exact match, {kind}"] = metrics.exact_match(answers, references)
+        figures[f"fields, {kind}"] = metrics.field_accuracy(answers, references).mean()
+    figures["held-out loss"] = metrics.token_loss(model, tokenizer, texts)
+    return figures
+
+
+def tune(name: str, tokenizer, tickets: DatasetDict, seed: int) -> tuple[PreTrainedModel, float]:
+    """Return the pocket model tuned by one recipe, and the seconds of training."""
+    peft_config, settings = RECIPES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        config = SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=16,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            max_length=320,
+            save_strategy="no",
+            bf16=False,
+            use_cpu=not torch.cuda.is_available(),
+            activation_checkpointing=False,
+            report_to="none",
+            disable_tqdm=True,
+            seed=seed,
+            **settings,
+        )
+        trainer = SFTTrainer(
+            model=load_model(),
+            args=config,
+            train_dataset=tickets["train"],
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        trainer.remove_callback(PrinterCallback)
+        started = time.perf_counter()
+        trainer.train()
+        return trainer.model, time.perf_counter() - started
+
+
+def fill_in(card: Path, part: str, text: str) -> None:
+    """Replace what stands between the marks of one part of a card."""
+    start, end = f"<!-- {part} -->", f"<!-- /{part} -->"
+    head, rest = card.read_text(encoding="utf-8").split(start)
+    _, tail = rest.split(end)
+    card.write_text(f"{head}{start}\n{text}\n{end}{tail}", encoding="utf-8", newline="\n")
+
+
+def training_facts(folder: Path) -> str:
+    """Return the card's paragraph on how a model was pretrained, from its `training.json`."""
+    facts = json.loads((folder / "training.json").read_text())
+    return (
+        f"**Training.** {facts['parameters']:,} parameters, {facts['documents']:,} documents of the "
+        f"corpus seen once each, {facts['tokens']:,} tokens; learning rate {facts['learning_rate']}, "
+        f"seed {facts['seed']}; {facts['minutes']:.0f} minutes on {facts['hardware']} "
+        f"(torch {facts['torch']}). Loss on held-out documents at the end: "
+        f"{facts['heldout_loss']:.3f} nats per token."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the figures into the card")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+    tickets = data.load("tickets", form="prompt-completion")
+    texts = [json.loads(line)["text"] for line in (DATA / "heldout" / "validation.jsonl").open()]
+    results = {"base model": quality(load_model(), tokenizer, tickets, texts) | {"training, s": 0.0}}
+    for name in RECIPES:
+        model, seconds = tune(name, tokenizer, tickets, options.seed)
+        results[name] = quality(model, tokenizer, tickets, texts) | {"training, s": seconds}
+        print(f"{name}: done", flush=True)
+
+    headers = ["", *results["base model"]]
+    rows = []
+    for name, figures in results.items():
+        shown = [f"{v:.0f}" if k == "training, s" else f"{v:.3f}" for k, v in figures.items()]
+        rows.append([name, *shown])
+    print(text_table(rows, headers))
+    if options.write:
+        lines = [headers, ["---"] * len(headers), *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        fill_in(POCKET_MODEL / "README.md", "figures", table)
+        for folder in (POCKET_MODEL, POCKET_T5):
+            fill_in(folder / "README.md", "training", training_facts(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The figures that the lessons rest on: each against a value computed in another way."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from course_utils import metrics
+from course_utils.paths import POCKET_MODEL
+
+TEXTS = [
+    "Message: Hello, this is Ada from Leeds.",
+    "Order 12 was placed on Monday by Otto: one red kettle, to be sent to York.",
+    "Hi.",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(POCKET_MODEL)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+
+
+def test_exact_match_ignores_outer_spaces_only() -> None:
+    """A completion's leading space must not count as an error, a changed letter must."""
+    assert metrics.exact_match([" a b ", "c", "D"], ["a b", "c", "d"]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("predictions, references", [([], []), (["a"], ["a", "b"])])
+def test_unequal_or_empty_lists_are_refused(predictions: list[str], references: list[str]) -> None:
+    """A score over a truncated list would look like a real one."""
+    for metric in (metrics.exact_match, metrics.field_accuracy):
+        with pytest.raises(ValueError, match=r"one prediction for each reference"):
+            metric(predictions, references)
+
+
+def test_field_accuracy_counts_each_field() -> None:
+    """Invalid JSON, a missing field and a wrong value are all errors, of the right field."""
+    truth = ['{"a": "1", "b": null}'] * 4
+    said = ['{"a": "1", "b": null}', '{"a": "2"}', '{"a": "1"', "[1]"]
+    accuracy = metrics.field_accuracy(said, truth)
+    assert accuracy.to_dict() == {"a": 0.25, "b": 0.25}
+
+
+def test_field_accuracy_names_a_bad_reference() -> None:
+    """The wrong column as reference gives a clear error, not a score of zero."""
+    with pytest.raises(ValueError, match="not a JSON object"):
+        metrics.field_accuracy(["{}"], ["plain text"])
+
+
+def test_token_loss_weighs_tokens_and_not_texts(model, tokenizer) -> None:
+    """Batches with padding give the loss of the texts one by one, each token counted once."""
+    total, count = 0.0, 0
+    for text in TEXTS:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+        count += ids.shape[1] - 1
+    assert metrics.token_loss(model, tokenizer, TEXTS, batch_size=2) == pytest.approx(total / count, rel=1e-4)
+    assert metrics.perplexity(model, tokenizer, TEXTS) == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+@pytest.mark.parametrize("texts", [[], ["."]])
+def test_token_loss_needs_something_to_predict(model, tokenizer, texts: list[str]) -> None:
+    """An empty list or one-token texts would give NaN, which spreads without a word."""
+    with pytest.raises(ValueError):
+        metrics.token_loss(model, tokenizer, texts)
+
+
+def test_generate_equals_one_by_one(model, tokenizer) -> None:
+    """Padding on the left and sorting by length change neither the answers nor their order."""
+    prompts = [f"{text}\nQuestion: Which town is it?\nAnswer:" for text in TEXTS]
+    model.train()
+    together = metrics.generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, progress=False)
+    assert model.training, "generate() must put the model back into the mode it was in"
+    alone = [
+        metrics.generate(model, tokenizer, [p], max_new_tokens=6, progress=False)[0] for p in prompts
+    ]
+    assert together == alone
+
+
+def test_generate_refuses_what_it_cannot_do(model) -> None:
+    """No prompts and no pad token: said at once, with what to do."""
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.generate(model, tokenizer, [])
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match=r"tokenizer\.pad_token"):
+        metrics.generate(model, tokenizer, ["a"])
+
+
+def test_forgetting_of_an_adapter(tokenizer) -> None:
+    """A fresh adapter forgets nothing; a disturbed one does, by the two ways of measuring alike."""
+    model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+    with pytest.raises(ValueError, match="loss_before"):
+        metrics.forgetting(model, tokenizer, TEXTS)
+    before = metrics.token_loss(model, tokenizer, TEXTS)
+    tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert metrics.forgetting(tuned, tokenizer, TEXTS) == pytest.approx(0, abs=1e-6)
+    torch.manual_seed(0)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    rise = metrics.forgetting(tuned, tokenizer, TEXTS)
+    assert rise > 0.1
+    assert rise == pytest.approx(metrics.forgetting(tuned, tokenizer, TEXTS, loss_before=before), abs=1e-5)
