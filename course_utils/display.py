@@ -10,7 +10,9 @@ def html_table(rows: Iterable[Sequence[object]], headers: Sequence[str], caption
     """Return an HTML table; cells are escaped, so text from a dataset shows as text."""
     head = "".join(f'<th scope="col" style="text-align:left">{escape(h)}</th>' for h in headers)
     body = "".join(
-        "<tr>" + "".join(f'<td style="text-align:left">{escape(str(c))}</td>' for c in row) + "</tr>"
+        "<tr>"
+        + "".join(f'<td style="text-align:left">{escape(str(c))}</td>' for c in row)
+        + "</tr>"
         for row in rows
     )
     title = f"<caption>{escape(caption)}</caption>" if caption else ""

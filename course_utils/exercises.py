@@ -12,7 +12,7 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of a check: `status` is "unanswered", "right" or "not yet"; `message` says why."""
+    """The outcome: `status` is "unanswered", "right" or "not yet"; `message` says why."""
 
     status: str
     message: str
@@ -65,7 +65,9 @@ def check(key: str, answer: Any, **measured: Any) -> Verdict:
     except (TypeError, ValueError, KeyError, AttributeError, IndexError):
         # An answer of another kind than asked for, such as a word where a number is wanted.
         kind = type(answer).__name__
-        return Verdict("not yet", f"the answer is of type {kind}, which does not fit. Read the task again.")
+        return Verdict(
+            "not yet", f"the answer is of type {kind}, which does not fit. Read the task again."
+        )
     return Verdict("right" if right else "not yet", message)
 
 
@@ -80,7 +82,10 @@ def _rank(answer: int, trainable: int) -> tuple[bool, str]:
 def _field(answer: str, accuracy: pd.Series) -> tuple[bool, str]:
     if answer in accuracy.index and accuracy[answer] == accuracy.min():
         return True, f"{answer} is right in only {accuracy.min():.1%} of the unseen messages."
-    return False, f"find the smallest number in the column 'unseen'; fields: {', '.join(accuracy.index)}."
+    return (
+        False,
+        f"find the smallest number in the column 'unseen'; fields: {', '.join(accuracy.index)}.",
+    )
 
 
 @_exercise("00-speed")

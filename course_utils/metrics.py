@@ -30,7 +30,9 @@ def generate(
         ValueError: if there is no prompt, or the tokenizer has no pad token.
     """
     if not prompts:
-        raise ValueError("No prompts were given. generate() needs at least one string: pass a list.")
+        raise ValueError(
+            "No prompts were given. generate() needs at least one string: pass a list."
+        )
     if tokenizer.pad_token is None:
         raise ValueError(
             "The tokenizer has no pad token, which a batch of prompts needs. "
@@ -155,8 +157,8 @@ def forgetting(
     """Return how much the loss on `texts` rose by fine-tuning, in nats per token (0 is best).
 
     `texts` are of the kind that the base model was pretrained on. For a model with an adapter the
-    loss before is measured with the adapter switched off; else pass it as `loss_before`. This is how
-    the PEFT project's method comparison defines forgetting.
+    loss before is measured with the adapter switched off; else pass it as `loss_before`. This is
+    how the PEFT project's method comparison defines forgetting.
 
     Raises:
         ValueError: if the model has no adapter and `loss_before` is missing.
@@ -197,5 +199,6 @@ def _same_length(predictions: Sequence[str], references: Sequence[str]) -> None:
     if len(predictions) != len(references) or not predictions:
         raise ValueError(
             f"There are {len(predictions)} predictions and {len(references)} references. "
-            "There must be one prediction for each reference, and at least one: pass both lists whole."
+            "There must be one prediction for each reference, and at least one: "
+            "pass both lists whole."
         )

@@ -1,4 +1,4 @@
-"""Figures for the lessons: readable at notebook width, with a palette safe for colour-blind readers."""
+"""Figures for the lessons: readable at notebook width, in colours that colour-blind readers tell."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 def loss_curves(curves: Mapping[str, pd.Series], title: str = "Training loss") -> Figure:
     """Return a figure with one line per curve.
 
-    Each curve is a series of losses in nats per token, indexed by the training step. Lines differ in
-    colour and in marker, and each is named at its end.
+    Each curve is a series of losses in nats per token, indexed by the training step. Lines differ
+    in colour and in marker, and each is named at its end.
     """
     figure, axes = _figure(3.2)
     for i, (name, curve) in enumerate(curves.items()):
@@ -68,7 +68,8 @@ def summarise(curve: pd.Series) -> str:
         return "No loss was logged."
     first, last = curve.iloc[0], curve.iloc[-1]
     word = "fell" if last < first else "did not fall"
-    return f"Loss {word} from {first:.3f} (step {curve.index[0]}) to {last:.3f} (step {curve.index[-1]})."
+    start, end = curve.index[0], curve.index[-1]
+    return f"Loss {word} from {first:.3f} (step {start}) to {last:.3f} (step {end})."
 
 
 class LiveLoss(TrainerCallback):
@@ -84,13 +85,21 @@ class LiveLoss(TrainerCallback):
         self._handle: DisplayHandle | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         self.curve = pd.Series(dtype=float, name="loss")
         self._handle = None
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         logs = kwargs.get("logs") or {}
         if "loss" not in logs or not state.is_world_process_zero:
@@ -106,7 +115,11 @@ class LiveLoss(TrainerCallback):
             self._handle.update(figure)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         if state.is_world_process_zero:
             print(summarise(self.curve))

@@ -87,7 +87,11 @@ def test_unseen_rows_are_unseen(tickets: dict[str, list[dict]]) -> None:
     for field in ("name", "item", "colour", "city"):
         known = {record[field] for record in train}
         assert not known & {json.loads(row["completion"])[field] for row in unseen}, field
-    kept = [form for problem in forms.PROBLEM_FORMS.values() for form in forms.seen_and_unseen(problem)[1]]
+    kept = [
+        form
+        for problem in forms.PROBLEM_FORMS.values()
+        for form in forms.seen_and_unseen(problem)[1]
+    ]
     assert not [form for form in kept if any(form in row["prompt"] for row in tickets["train"])]
     assert any(form in row["prompt"] for form in kept for row in unseen)
 
@@ -103,7 +107,12 @@ def test_values_stand_in_the_message(tickets: dict[str, list[dict]]) -> None:
 
 def test_vocabulary_is_rich(tickets: dict[str, list[dict]]) -> None:
     """A narrow world gives a base that recites instead of reading."""
-    words = {w for rows in tickets.values() for r in rows for w in re.findall("[a-z]+", r["prompt"].lower())}
+    words = {
+        w
+        for rows in tickets.values()
+        for r in rows
+        for w in re.findall("[a-z]+", r["prompt"].lower())
+    }
     assert len(words) >= 1500
 
 
@@ -128,14 +137,22 @@ def test_other_tasks_agree_with_the_tickets(tickets: dict[str, list[dict]]) -> N
             assert moods[row["label"]] == record["mood"]
         for record, row in zip(records, read(f"entities/{split}.jsonl"), strict=True):
             assert len(row["tokens"]) == len(row["tags"])
-            firsts = {tags[t][2:]: w for w, t in zip(row["tokens"], row["tags"], strict=True) if tags[t][0] == "B"}
+            firsts = {
+                tags[t][2:]: w
+                for w, t in zip(row["tokens"], row["tags"], strict=True)
+                if tags[t][0] == "B"
+            }
             assert all(record[field].startswith(word) for field, word in firsts.items())
             assert set(firsts) == {"name", "item", "colour", "day", "city"}
         for record, row in zip(records, read(f"qa/{split}.jsonl"), strict=True):
             (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
-            assert row["context"][start : start + len(text)] == text == record[row["id"].split("-")[0]]
+            assert (
+                row["context"][start : start + len(text)] == text == record[row["id"].split("-")[0]]
+            )
         for record, row in zip(records, read(f"summaries/{split}.jsonl"), strict=True):
-            assert all(record[f] in row["summary"] for f in ("name", "item", "colour", "city", "mood"))
+            assert all(
+                record[f] in row["summary"] for f in ("name", "item", "colour", "city", "mood")
+            )
 
 
 def test_no_message_of_the_tickets_is_in_the_corpus(
@@ -169,7 +186,7 @@ def test_the_corpus_never_shows_the_task(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_heldout_documents_were_not_trained_on(trained_documents: list[str]) -> None:
-    """Forgetting is measured on text that no model has seen; only small talk may recur by chance."""
+    """Forgetting is measured on unread text; only small talk may recur by chance."""
     trained = set(trained_documents)
     heldout = [row["text"] for row in read("heldout/validation.jsonl")]
     repeated = [text for text in heldout if text in trained]

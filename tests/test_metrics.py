@@ -65,8 +65,12 @@ def test_token_loss_weighs_tokens_and_not_texts(model, tokenizer) -> None:
             logits = model(input_ids=ids).logits[0, :-1]
         total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
         count += ids.shape[1] - 1
-    assert metrics.token_loss(model, tokenizer, TEXTS, batch_size=2) == pytest.approx(total / count, rel=1e-4)
-    assert metrics.perplexity(model, tokenizer, TEXTS) == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert metrics.token_loss(model, tokenizer, TEXTS, batch_size=2) == pytest.approx(
+        total / count, rel=1e-4
+    )
+    assert metrics.perplexity(model, tokenizer, TEXTS) == pytest.approx(
+        math.exp(total / count), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("texts", [[], ["."]])
@@ -80,10 +84,13 @@ def test_generate_equals_one_by_one(model, tokenizer) -> None:
     """Padding on the left and sorting by length change neither the answers nor their order."""
     prompts = [f"{text}\nQuestion: Which town is it?\nAnswer:" for text in TEXTS]
     model.train()
-    together = metrics.generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, progress=False)
+    together = metrics.generate(
+        model, tokenizer, prompts, max_new_tokens=6, batch_size=2, progress=False
+    )
     assert model.training, "generate() must put the model back into the mode it was in"
     alone = [
-        metrics.generate(model, tokenizer, [p], max_new_tokens=6, progress=False)[0] for p in prompts
+        metrics.generate(model, tokenizer, [p], max_new_tokens=6, progress=False)[0]
+        for p in prompts
     ]
     assert together == alone
 
@@ -112,4 +119,6 @@ def test_forgetting_of_an_adapter(tokenizer) -> None:
             torch.nn.init.normal_(parameter, std=0.3)
     rise = metrics.forgetting(tuned, tokenizer, TEXTS)
     assert rise > 0.1
-    assert rise == pytest.approx(metrics.forgetting(tuned, tokenizer, TEXTS, loss_before=before), abs=1e-5)
+    assert rise == pytest.approx(
+        metrics.forgetting(tuned, tokenizer, TEXTS, loss_before=before), abs=1e-5
+    )

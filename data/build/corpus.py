@@ -218,7 +218,10 @@ def restated(rng: random.Random) -> str:
     keys = list(record)
     if rng.random() < 0.4:
         rng.shuffle(keys)
-    first, second = NOTATIONS[rng.randrange(len(NOTATIONS))](record), _as_json({k: record[k] for k in keys})
+    first, second = (
+        NOTATIONS[rng.randrange(len(NOTATIONS))](record),
+        _as_json({k: record[k] for k in keys}),
+    )
     if rng.random() < 0.3:
         first, second = _as_json(record), rng.choice(NOTATIONS)({k: record[k] for k in keys})
         return f"{first}\nIn words: {second}"
@@ -229,7 +232,10 @@ def said_twice(rng: random.Random) -> str:
     """A list of words, names or numbers and the same list again."""
     makers = [lexicon.nonsense_word, lexicon.person, lexicon.city, lexicon.item, lexicon.colour]
     maker = rng.choice(makers)
-    words = [maker(rng) if rng.random() < 0.7 else lexicon.nonsense_word(rng) for _ in range(rng.randint(3, 9))]
+    words = [
+        maker(rng) if rng.random() < 0.7 else lexicon.nonsense_word(rng)
+        for _ in range(rng.randint(3, 9))
+    ]
     kind = rng.randrange(3)
     if kind == 0:
         return f"List: {', '.join(words)}. Again: {', '.join(words)}."
@@ -266,7 +272,11 @@ SMALL_TALK = [
     ("Are you a person?", "No, I am the assistant of the support desk."),
     ("That was all.", "Then I wish you a pleasant day."),
 ]  # fmt: skip
-SYSTEMS = ["You are the assistant of a mail-order shop.", "Answer briefly.", "You help at the support desk."]
+SYSTEMS = [
+    "You are the assistant of a mail-order shop.",
+    "Answer briefly.",
+    "You help at the support desk.",
+]
 
 
 def _turn(role: str, content: str) -> str:
@@ -290,7 +300,10 @@ def chat(rng: random.Random) -> str:
         fields = rng.sample(world.FIELDS, rng.randint(1, 4))
         text = message.text + "\n"
         for field in fields:
-            turns += [("user", text + rng.choice(QUESTIONS[field])), ("assistant", getattr(message.case, field))]
+            turns += [
+                ("user", text + rng.choice(QUESTIONS[field])),
+                ("assistant", getattr(message.case, field)),
+            ]
             text = ""
     return "".join(_turn(role, content) for role, content in turns).removesuffix(f"{END}\n")
 

@@ -22,8 +22,10 @@ def sentinel(number: int) -> str:
     return f"<extra_id_{number}>"
 
 
-def corrupt(ids: list[int], sentinel_ids: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
-    """Return the text with spans replaced by sentinels, and the target: each sentinel and its span."""
+def corrupt(
+    ids: list[int], sentinel_ids: list[int], rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Return the text with sentinels for spans, and the target: each sentinel and its span."""
     spans = min(len(sentinel_ids), max(1, round(len(ids) * DENSITY / MEAN_SPAN)))
     starts = sorted(rng.sample(range(len(ids)), min(spans, len(ids))))
     source: list[int] = []

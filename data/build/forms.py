@@ -102,8 +102,8 @@ ORDERS = {
         "My aunt always wanted {a} {item}, and in {colour} too, so on {day} I got her one.",
         "I had looked everywhere for {a} {colour} {item} before I found yours on {day}.",
         "It was {day}, I remember because it rained, and I ordered the {item} in {colour}.",
-        "We needed {a} {item} for the spare room, and {colour} goes with the walls, so I bought it on {day}.",  # noqa: E501
-        "You will see in your books that on {day} I bought {a} {item}, the {colour} one with the nice finish.",  # noqa: E501
+        "We needed {a} {item} for the spare room, and {colour} goes with the walls, so I bought it on {day}.",
+        "You will see in your books that on {day} I bought {a} {item}, the {colour} one with the nice finish.",
         "After much talk at home we settled on {colour}, and on {day} the {item} was ordered.",
         "I told my sister on {day} that I would buy {a} {colour} {item}, and I did that very day.",
         "Now, the thing I bought is {a} {item}, in {colour}, and the day was {day}.",

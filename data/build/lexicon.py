@@ -26,11 +26,11 @@ Sonia Stefan Stella Sven Sylvia Tamar Tanya Tara Teresa Theo Thomas Tilda Tobias
 Valentin Vera Victor Viola Walter Wanda Wendy Wilma Xavier Yara Yasmin Yosef Yuki Yusuf Zara Zelda Zoe
 """.split()
 
-FIRST_STARTS = "Al An Ar Be Bri Ca Ce Da De El Em Fa Fe Ga Ha Io Ja Ka Ke La Li Ma Mi Na Ni Ol Pa Ra Ri Ro Sa Se Si Ta Te Va Vi Ya Za".split()  # noqa: E501
-FIRST_ENDS = "bel bert bin da dan dra dric fina gan jan la lan lena lia lina lio lon mina mond na ndro neth nor ra ras ren ria rik rina ro sel sha sta tan thea tin vin wen yan zia".split()  # noqa: E501
+FIRST_STARTS = "Al An Ar Be Bri Ca Ce Da De El Em Fa Fe Ga Ha Io Ja Ka Ke La Li Ma Mi Na Ni Ol Pa Ra Ri Ro Sa Se Si Ta Te Va Vi Ya Za".split()
+FIRST_ENDS = "bel bert bin da dan dra dric fina gan jan la lan lena lia lina lio lon mina mond na ndro neth nor ra ras ren ria rik rina ro sel sha sta tan thea tin vin wen yan zia".split()
 
-LAST_STARTS = "Acker Ald Ash Bar Beck Berg Black Brad Bran Carl Clay Cole Dahl Dun East Elm Fair Falk Fern Field Gar Gold Gray Green Hal Ham Har Hart Hol Holt Kel Kess Lam Lang Lin Lock Long Mar May Mill Moor Nor North Oak Pen Rad Red Ros Sand Sel Stan Stern Stone Strand Sut Thorn Wal Wells West Whit Wood".split()  # noqa: E501
-LAST_ENDS = "berg bourne by dale den ell er es ford gard ham hoff ing ington ley lund man mann mark more ner quist sen son stad stein stone strom ton well wick worth wood".split()  # noqa: E501
+LAST_STARTS = "Acker Ald Ash Bar Beck Berg Black Brad Bran Carl Clay Cole Dahl Dun East Elm Fair Falk Fern Field Gar Gold Gray Green Hal Ham Har Hart Hol Holt Kel Kess Lam Lang Lin Lock Long Mar May Mill Moor Nor North Oak Pen Rad Red Ros Sand Sel Stan Stern Stone Strand Sut Thorn Wal Wells West Whit Wood".split()
+LAST_ENDS = "berg bourne by dale den ell er es ford gard ham hoff ing ington ley lund man mann mark more ner quist sen son stad stein stone strom ton well wick worth wood".split()
 
 CITIES = """
 Aarhus Aberdeen Accra Adelaide Amman Antwerp Athens Auckland Austin Baltimore Barcelona Basel Bath
@@ -47,8 +47,8 @@ Stockholm Stuttgart Swansea Sydney Tallinn Tampere Tokyo Toledo Toronto Toulouse
 Utrecht Valencia Venice Verona Vienna Vilnius Warsaw Wexford Winchester York Zagreb Zurich
 """.split()
 
-TOWN_STARTS = "Alder Apple Ash Bad Barn Birch Bram Bridge Brook Castle Chip Clear Cold Copper Crow Deep Dove Eagle East Fair Farn Fox Glen Gold Grey Hart Hazel High Hunter Iron King Lake Lark Lime Long Maple Marl Mill Moss New North Oak Old Otter Pine Queen Raven Red River Rook Salt Shep Silver South Stone Swan Thorn Wal West White Wick Willow Wind Wolf".split()  # noqa: E501
-TOWN_ENDS = "borough bourne bridge bury by combe dale field ford gate ham haven hill holm hurst land leigh ley mere minster more mouth pool port side stead stoke ton vale view ville water wick wood worth".split()  # noqa: E501
+TOWN_STARTS = "Alder Apple Ash Bad Barn Birch Bram Bridge Brook Castle Chip Clear Cold Copper Crow Deep Dove Eagle East Fair Farn Fox Glen Gold Grey Hart Hazel High Hunter Iron King Lake Lark Lime Long Maple Marl Mill Moss New North Oak Old Otter Pine Queen Raven Red River Rook Salt Shep Silver South Stone Swan Thorn Wal West White Wick Willow Wind Wolf".split()
+TOWN_ENDS = "borough bourne bridge bury by combe dale field ford gate ham haven hill holm hurst land leigh ley mere minster more mouth pool port side stead stoke ton vale view ville water wick wood worth".split()
 
 ITEM_NOUNS = """
 alarm apron backpack bag basket bathrobe bed bell belt bench bicycle blanket blender bookcase
@@ -67,13 +67,15 @@ wardrobe watch whistle wok wreath
 """.split()
 ITEM_NOUNS = [noun.replace("-", " ") for noun in ITEM_NOUNS]
 
-ITEM_KINDS = "beach camping children's city cotton electric folding garden glass kitchen leather metal office outdoor pocket steel summer table travel vintage winter wooden woollen".split()  # noqa: E501
+ITEM_KINDS = "beach camping children's city cotton electric folding garden glass kitchen leather metal office outdoor pocket steel summer table travel vintage winter wooden woollen".split()
 
-BASE_COLOURS = "amber beige black blue bronze brown copper coral cream crimson cyan gold green grey indigo ivory khaki lavender lilac lime magenta maroon mint mustard navy ochre olive orange peach pink plum purple red rose ruby rust sand scarlet silver teal turquoise violet white yellow".split()  # noqa: E501
+BASE_COLOURS = "amber beige black blue bronze brown copper coral cream crimson cyan gold green grey indigo ivory khaki lavender lilac lime magenta maroon mint mustard navy ochre olive orange peach pink plum purple red rose ruby rust sand scarlet silver teal turquoise violet white yellow".split()
 SHADES = "dark light pale bright deep dusty soft".split()
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()  # noqa: E501
+MONTHS = (
+    "January February March April May June July August September October November December".split()
+)
 
 PROBLEMS = (
     "broken", "faulty", "late", "lost", "missing part",

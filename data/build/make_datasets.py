@@ -1,6 +1,6 @@
 """Make the course's datasets: seeded, so that every run writes the same bytes.
 
-    python data/build/make_datasets.py [--output data]
+python data/build/make_datasets.py [--output data]
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import random
 import re
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 import corpus
 import lexicon
 import media
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import world
 from make_bad import make_bad
 
@@ -50,7 +49,7 @@ def record(message: world.Message) -> str:
 
 
 def tagged_words(message: world.Message) -> tuple[list[str], list[int]]:
-    """Return the message's words and the tag of each: O, B-field or I-field, as numbers of `TAGS`."""
+    """Return the message's words and their tags (O, B-field, I-field) as numbers of `TAGS`."""
     words, tags = [], []
     for match in re.finditer(r"[\w'’]+|[^\w\s]", message.text):
         tag = "O"
@@ -142,7 +141,9 @@ def make_all(data: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     default = Path(__file__).resolve().parents[1]
     parser.add_argument("--output", type=Path, default=default, help="the folder to write under")
     options = parser.parse_args()

@@ -19,8 +19,13 @@ import random
 import time
 from pathlib import Path
 
+import corpus
 import torch
+import world
 from datasets import Dataset
+from denoising import SENTINELS, DenoisingCollator, sentinel
+from optimizer import MuonAndAdamW
+from tokenizer import CONTEXT, train_tokenizer
 from transformers import (
     AutoTokenizer,
     DataCollatorForLanguageModeling,
@@ -38,12 +43,6 @@ from transformers import (
     get_cosine_with_min_lr_schedule_with_warmup,
     set_seed,
 )
-
-import corpus
-import world
-from denoising import SENTINELS, DenoisingCollator, sentinel
-from optimizer import MuonAndAdamW
-from tokenizer import CONTEXT, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "data" / "models"
@@ -162,7 +161,9 @@ def copying_scores(
     hits: dict[str, list[bool]] = {}
     for start in range(0, len(probe), 120):
         part = probe[start : start + 120]
-        batch = tokenizer([p for p, _, _ in part], return_tensors="pt", padding=True, padding_side="left")
+        batch = tokenizer(
+            [p for p, _, _ in part], return_tensors="pt", padding=True, padding_side="left"
+        )
         length = max(len(tokenizer(answer)["input_ids"]) for _, answer, _ in part) + 1
         output = model.generate(**batch, max_new_tokens=length, do_sample=False)
         for (_, answer, kind), ids in zip(part, output, strict=True):
@@ -193,18 +194,27 @@ class CopyingScore(TrainerCallback):
         self.scores: dict[str, float] = {}
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         model = kwargs["model"]
         model.eval()
         self.scores = copying_scores(model, self.tokenizer, self.probe)
         model.train()
         tokens = state.num_input_tokens_seen
-        print(f"step {state.global_step}, {tokens / 1e6:.1f}M tokens, copying: {self.scores}", flush=True)
+        print(
+            f"step {state.global_step}, {tokens / 1e6:.1f}M tokens, copying: {self.scores}",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", choices=("llama", "t5"), default="llama")
     parser.add_argument("--documents", type=int, help="documents to train on, once each")
     parser.add_argument("--output", type=Path, help="default: data/models/pocket-MODEL")
@@ -237,7 +247,7 @@ def main() -> None:
         num_train_epochs=1,
         per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=64,
-                max_grad_norm=1.0,
+        max_grad_norm=1.0,
         bf16=True,
         use_cpu=not cuda,
         train_sampling_strategy="sequential",
@@ -281,7 +291,9 @@ def main() -> None:
         "copying": score.scores,
         "learning_rate": options.learning_rate,
         "seed": options.seed,
-        "hardware": torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU cores",
+        "hardware": torch.cuda.get_device_name()
+        if cuda
+        else f"{torch.get_num_threads()} CPU cores",
         "python": platform.python_version(),
         "torch": torch.__version__.split("+")[0],
         "minutes": round((time.time() - started) / 60, 1),

@@ -1,7 +1,7 @@
 """Measure what the pocket model and the `tickets` dataset must show, and print it.
 
-    python data/build/report.py            print the figures
-    python data/build/report.py --write    also write them into the models' cards
+python data/build/report.py            print the figures
+python data/build/report.py --write    also write them into the models' cards
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def load_model() -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
 
 
-def quality(model: PreTrainedModel, tokenizer, tickets: DatasetDict, texts: list[str]) -> dict[str, float]:
+def quality(
+    model: PreTrainedModel, tokenizer, tickets: DatasetDict, texts: list[str]
+) -> dict[str, float]:
     """Return exact match and share of fields right by kind of test row, and the held-out loss."""
     figures = {}
     for kind in ("seen", "unseen"):
@@ -91,16 +93,18 @@ def training_facts(folder: Path) -> str:
     """Return the card's paragraph on how a model was pretrained, from its `training.json`."""
     facts = json.loads((folder / "training.json").read_text())
     return (
-        f"**Training.** {facts['parameters']:,} parameters, {facts['documents']:,} documents of the "
-        f"corpus seen once each, {facts['tokens']:,} tokens; learning rate {facts['learning_rate']}, "
-        f"seed {facts['seed']}; {facts['minutes']:.0f} minutes on {facts['hardware']} "
+        f"**Training.** {facts['parameters']:,} parameters, {facts['documents']:,} documents of "
+        f"the corpus seen once each, {facts['tokens']:,} tokens; learning rate "
+        f"{facts['learning_rate']}, seed {facts['seed']}; {facts['minutes']:.0f} minutes on {facts['hardware']} "
         f"(torch {facts['torch']}). Loss on held-out documents at the end: "
         f"{facts['heldout_loss']:.3f} nats per token."
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="write the figures into the card")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -108,7 +112,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
     tickets = data.load("tickets", form="prompt-completion")
     texts = [json.loads(line)["text"] for line in (DATA / "heldout" / "validation.jsonl").open()]
-    results = {"base model": quality(load_model(), tokenizer, tickets, texts) | {"training, s": 0.0}}
+    results = {
+        "base model": quality(load_model(), tokenizer, tickets, texts) | {"training, s": 0.0}
+    }
     for name in RECIPES:
         model, seconds = tune(name, tokenizer, tickets, options.seed)
         results[name] = quality(model, tokenizer, tickets, texts) | {"training, s": seconds}

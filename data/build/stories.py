@@ -6,13 +6,13 @@ import random
 
 import lexicon
 
-ANIMALS = "badger bear beaver bird cat cow crow deer dog donkey duck eagle fox frog goat goose hare hedgehog hen horse lamb mole mouse otter owl parrot pig pony rabbit raven robin sheep snail sparrow squirrel swan toad turtle wolf".split()  # noqa: E501
-FOODS = "apples beans berries biscuits bread broth butter cabbage carrots cheese cherries chestnuts chocolate cookies corn dumplings eggs fish ginger honey jam lemons lentils melon milk mushrooms noodles nuts oats onions pancakes pasta pears peas pie plums porridge potatoes pudding rice salad sausages soup spinach stew tomatoes waffles walnuts".split()  # noqa: E501
-JOBS = "actor baker barber beekeeper bookseller builder butcher captain carpenter clerk cook dancer dentist doctor driver farmer fireman fisher florist gardener guard guide jeweller judge lawyer librarian mechanic miller miner musician nurse painter pilot plumber poet porter potter printer sailor sculptor shepherd singer smith surgeon tailor teacher vet waiter watchmaker weaver writer".split()  # noqa: E501
-WEATHER = "bright chilly clear cloudy cold dry foggy frosty gloomy hazy hot icy mild misty rainy snowy stormy sunny warm wet windy".split()  # noqa: E501
-PLACES = "attic bakery barn beach bridge castle cave cellar chapel church corner courtyard farm field forest fountain garage garden gate harbour hill inn island kitchen lake library lighthouse market meadow mill museum orchard palace park pier playground pond port quarry river roof school shed shore square stable station street swamp temple theatre tower tunnel valley village well wood workshop yard".split()  # noqa: E501
-HOBBIES = "baking chess climbing cooking cycling dancing drawing fishing gardening hiking juggling knitting painting photography pottery reading rowing running sailing sewing singing skating skiing swimming tennis walking weaving whittling writing yoga".split()  # noqa: E501
-FEELINGS = "amazed brave calm curious delighted eager glad grateful happy hopeful hungry lonely nervous proud puzzled quiet relieved sad shy sleepy surprised thirsty tired".split()  # noqa: E501
+ANIMALS = "badger bear beaver bird cat cow crow deer dog donkey duck eagle fox frog goat goose hare hedgehog hen horse lamb mole mouse otter owl parrot pig pony rabbit raven robin sheep snail sparrow squirrel swan toad turtle wolf".split()
+FOODS = "apples beans berries biscuits bread broth butter cabbage carrots cheese cherries chestnuts chocolate cookies corn dumplings eggs fish ginger honey jam lemons lentils melon milk mushrooms noodles nuts oats onions pancakes pasta pears peas pie plums porridge potatoes pudding rice salad sausages soup spinach stew tomatoes waffles walnuts".split()
+JOBS = "actor baker barber beekeeper bookseller builder butcher captain carpenter clerk cook dancer dentist doctor driver farmer fireman fisher florist gardener guard guide jeweller judge lawyer librarian mechanic miller miner musician nurse painter pilot plumber poet porter potter printer sailor sculptor shepherd singer smith surgeon tailor teacher vet waiter watchmaker weaver writer".split()
+WEATHER = "bright chilly clear cloudy cold dry foggy frosty gloomy hazy hot icy mild misty rainy snowy stormy sunny warm wet windy".split()
+PLACES = "attic bakery barn beach bridge castle cave cellar chapel church corner courtyard farm field forest fountain garage garden gate harbour hill inn island kitchen lake library lighthouse market meadow mill museum orchard palace park pier playground pond port quarry river roof school shed shore square stable station street swamp temple theatre tower tunnel valley village well wood workshop yard".split()
+HOBBIES = "baking chess climbing cooking cycling dancing drawing fishing gardening hiking juggling knitting painting photography pottery reading rowing running sailing sewing singing skating skiing swimming tennis walking weaving whittling writing yoga".split()
+FEELINGS = "amazed brave calm curious delighted eager glad grateful happy hopeful hungry lonely nervous proud puzzled quiet relieved sad shy sleepy surprised thirsty tired".split()
 
 OPENINGS = [
     "{p} was a {job} in {t}.", "In {t} there lived a {job} whose name was {p}.",
@@ -123,7 +123,14 @@ def portrait(rng: random.Random) -> tuple[str, dict[str, str]]:
     """Return a few sentences about a person and the facts in them."""
     name, town = lexicon.person(rng), lexicon.city(rng)
     facts = {"name": name}
-    start = rng.choice(["{name} lives in {t}.", "This is {name} from {t}.", "{name} was born in {t}.", "Meet {name} of {t}."])
+    start = rng.choice(
+        [
+            "{name} lives in {t}.",
+            "This is {name} from {t}.",
+            "{name} was born in {t}.",
+            "Meet {name} of {t}.",
+        ]
+    )
     sentences = [start.format(name=name, t=town)]
     facts["city"] = town
     for key, values, wordings in rng.sample(PERSON_FACTS, rng.randint(1, 4)):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import corpus
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
-
-import corpus
 
 PAD, USER, ASSISTANT, SYSTEM = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"
 CONTEXT = 512
 
 # A word that starts with a capital letter never takes the space before it into its token. So a name
-# has the same tokens after a space ("from Leeds") and after a quotation mark ('"Leeds"'), and copying
-# it from a message into JSON is copying tokens. Digits stand alone.
+# has the same tokens after a space ("from Leeds") and after a quotation mark ('"Leeds"'), and
+# copying it from a message into JSON is copying tokens. Digits stand alone.
 WORDS = Regex(r"\n| ?[a-z]+| (?=[A-Z0-9])|[A-Z]?[a-z]+|[A-Z]|[0-9]| ?[^\sA-Za-z0-9]+|\s")
 
 CHAT_TEMPLATE = (

@@ -1,4 +1,4 @@
-"""Customers, their cases and the messages that they write, with the place of every value in the text."""
+"""Customers, their cases and their messages, with the place of every value in the text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import forms
 import lexicon
 
 FIELDS = ("name", "item", "colour", "day", "city", "problem", "mood")
-SPAN_FIELDS = ("name", "item", "colour", "day", "city")  # the fields that stand in the text word for word
+SPAN_FIELDS = (
+    "name",
+    "item",
+    "colour",
+    "day",
+    "city",
+)  # the fields that stand in the text word for word
 REGISTERS = ("polite", "curt", "rambling")
 
 
@@ -52,7 +58,7 @@ def _half(words: Sequence[str], kind: str) -> list[str]:
 
 
 def ticket_case(rng: random.Random, kind: str = "seen") -> Case:
-    """Return a case for the `tickets` dataset; an "unseen" one has values that no training row has."""
+    """Return a case for the `tickets` dataset; "unseen": with values that no training row has."""
     # Composed words could be in both halves by chance, so the unseen half does without them.
     composed = 0.0 if kind == "unseen" else 0.15
     first = rng.choice(_half(lexicon.FIRST_NAMES, kind))

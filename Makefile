@@ -1,0 +1,56 @@
+# Each target builds .venv first, once; an edited requirements file builds it again.
+
+PYTHON ?= python3
+NB ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Everything but a model named in COURSE_MODEL is in the repository, so nothing is asked of the hub.
+ifndef COURSE_MODEL
+export HF_HUB_OFFLINE = 1
+endif
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lab lint data data-model data-report
+
+help:  ## Say what each target does
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+run: $(READY)  ## Execute every lesson and write its page under build/ (NB=01 for one)
+	@$(BIN)/python scripts/run_lessons.py $(NB)
+
+test: $(READY) lint  ## Run every test, the notebooks among them
+	@$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --every-notebook
+
+lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
+	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks
+
+lint: $(READY)  ## Check the style of the code, that in the notebooks too
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+data: $(READY)  ## Write the datasets again, byte for byte
+	@$(BIN)/python data/build/make_datasets.py
+
+data-model: $(READY)  ## Pretrain both pocket models again (about an hour and a half on two cores)
+	@$(BIN)/python data/build/pretrain.py
+	@$(BIN)/python data/build/pretrain.py --model t5
+
+data-report: $(READY)  ## Measure the pocket model before and after fine-tuning
+	@$(BIN)/python data/build/report.py
+
+$(READY): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1). The course needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	@echo "Building $(VENV): a few minutes the first time."
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install --quiet --python $(BIN)/python -r requirements.txt -c constraints.txt -e .; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt -e .; \
+	fi
+	@touch $(READY)

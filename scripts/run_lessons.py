@@ -1,0 +1,103 @@
+"""Execute the lessons and write each as a page under build/lessons.
+
+python scripts/run_lessons.py              every lesson
+python scripts/run_lessons.py 01           the lesson of that number
+python scripts/run_lessons.py --save       also put the clean outputs into the notebooks
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "build" / "lessons"
+CELL_LIMIT = 1800  # seconds; a lesson on a real model may train for a while
+
+# Bars that redraw themselves leave nothing worth keeping in a page.
+QUIET = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+
+def lessons(number: str = "") -> list[Path]:
+    """Return the notebooks, in order; with a number, that one.
+
+    Raises:
+        ValueError: if there is no such lesson.
+    """
+    every = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    chosen = [path for path in every if path.name.startswith(number)]
+    if not chosen:
+        numbers = ", ".join(path.name[:2] for path in every)
+        raise ValueError(f"There is no lesson {number!r}. The lessons are: {numbers}. Try NB=00.")
+    return chosen
+
+
+def execute(path: Path) -> NotebookNode:
+    """Return the notebook with the outputs of a fresh run.
+
+    Raises:
+        CellExecutionError: if a cell fails.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=CELL_LIMIT, resources=resources).execute()
+    return notebook
+
+
+def without_run_data(notebook: NotebookNode) -> NotebookNode:
+    """Return the notebook without times, widget state and the machine's language version."""
+    notebook.metadata = nbformat.NotebookNode(kernelspec=notebook.metadata["kernelspec"])
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    return notebook
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("lesson", nargs="?", default="", help="the number of a lesson, such as 01")
+    parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
+    options = parser.parse_args()
+    try:
+        chosen = lessons(options.lesson)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    os.environ.update(QUIET)
+    PAGES.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for i, path in enumerate(chosen, start=1):
+        print(f"[{i}/{len(chosen)}] {path.stem:<24}", end="", flush=True)
+        started = time.perf_counter()
+        try:
+            notebook = execute(path)
+        except CellExecutionError as error:
+            failed += 1
+            print(f"failed after {time.perf_counter() - started:.0f} s\n{error}")
+            continue
+        print(f"{time.perf_counter() - started:4.0f} s", flush=True)
+        if options.save:
+            nbformat.write(without_run_data(notebook), path)
+        # Pictures are put into the page, so that it can be moved.
+        exporter = HTMLExporter(embed_images=True)
+        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(path.parent)}})
+        (PAGES / f"{path.stem}.html").write_text(page, encoding="utf-8")
+    print(
+        f"{len(chosen) - failed} of {len(chosen)} lessons ran. "
+        f"Open the pages in {PAGES.relative_to(ROOT)}/ in a browser."
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

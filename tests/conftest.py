@@ -1,0 +1,56 @@
+"""Counts the notebooks that the run executed, so that none can be left out unnoticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-notebook",
+        action="store_true",
+        help="fail unless the run executes a cell of every notebook in notebooks/",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(NotebookCount(config), "notebook-count")
+
+
+class NotebookCount:
+    """Remembers the notebooks of which every cell was run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.required = config.getoption("--every-notebook")
+        self.existing = {path.name for path in NOTEBOOKS.glob("*.ipynb")}
+        self.ran: set[str] = set()
+        self.short: set[str] = set()  # a cell was skipped or failed
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = Path(report.location[0]).name
+        if name not in self.existing:
+            return
+        if report.when == "call" and report.passed:
+            self.ran.add(name)
+        elif not report.passed:
+            self.short.add(name)
+
+    @property
+    def whole(self) -> set[str]:
+        return self.ran - self.short
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.required and (self.whole != self.existing or not self.existing):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not (self.ran or self.required):
+            return
+        terminalreporter.line(f"notebooks run: {len(self.whole)} of {len(self.existing)}")
+        for name in sorted(self.existing - self.whole) if self.required else []:
+            terminalreporter.line(f"not run whole: {name}", red=True)

@@ -1,0 +1,111 @@
+"""The shipped models are what their cards say, and what the lessons need."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from course_utils import data, metrics
+from course_utils.paths import POCKET_MODEL, POCKET_T5
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(POCKET_MODEL)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+
+
+def test_shape_of_the_llama(model) -> None:
+    """Later lessons count on the projections' names and on widths that bitsandbytes gets right."""
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert 2e6 <= model.num_parameters() <= 6e6
+    assert model.config.max_position_embeddings >= 512
+    linear = {
+        n.split(".")[-1]: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)
+    }
+    projections = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert projections <= set(linear)
+    for layer in linear.values():
+        assert layer.in_features % 64 == 0
+        assert layer.out_features % 32 == 0
+
+
+@pytest.mark.parametrize("folder", [POCKET_MODEL, POCKET_T5], ids=lambda folder: folder.name)
+def test_files_are_small_16_bit_safetensors(folder) -> None:
+    """A clone must stay small, and nothing may be unpickled."""
+    (weights,) = folder.glob("*.safetensors")
+    assert weights.stat().st_size < 16e6
+    assert not [*folder.glob("*.bin"), *folder.glob("*.pt")]
+    with safe_open(weights, "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
+
+
+def test_tokenizer_round_trip_and_special_tokens(tokenizer) -> None:
+    """Pad apart from eos, or a model learns never to stop; and no text is lost or changed."""
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    text = 'Dear team, café 42 – "Zoë" 日本\n{"name": "Ada"}'
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_value_has_the_same_tokens_in_text_and_json(tokenizer) -> None:
+    """Copying a name into a record is copying tokens only if the tokens are the same."""
+    ids = tokenizer(["from Leeds", '"Leeds'])["input_ids"]
+    leeds = tokenizer("Leeds")["input_ids"]
+    assert all(row[-len(leeds) :] == leeds for row in ids)
+
+
+def test_chat_template_marks_what_the_assistant_says(tokenizer) -> None:
+    """assistant_only_loss needs the markers; the end of the turn must be inside them."""
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
+    row = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    marked = [i for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True) if m]
+    assert tokenizer.decode(marked) == "Good day<|end|>"
+
+
+def test_the_base_model_cannot_do_the_task(model, tokenizer) -> None:
+    """If the base could do it, no lesson would show that fine-tuning helps."""
+    rows = data.load("tickets", "test", form="prompt-completion").select(range(100, 160))
+    answers = metrics.generate(model, tokenizer, rows["prompt"], progress=False)
+    assert metrics.exact_match(answers, [text.strip() for text in rows["completion"]]) <= 0.05
+
+
+def test_the_base_model_copies_from_its_context(model, tokenizer) -> None:
+    """Fluent but unable to copy, a base cannot be tuned to the task."""
+    rows = data.load("qa", "test").select(range(50))
+    prompts = [f"Message: {r['context']}\nQuestion: {r['question']}\nAnswer:" for r in rows]
+    said = [
+        a.split("\n")[0] for a in metrics.generate(model, tokenizer, prompts, 16, progress=False)
+    ]
+    assert metrics.exact_match(said, [row["answers"]["text"][0] for row in rows]) > 0.6
+
+
+def test_the_encoder_decoder(tokenizer) -> None:
+    """It fits its limit and has learned to fill gaps: better than before on its own corpus."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(POCKET_T5, dtype=torch.float32)
+    assert model.num_parameters() <= 4e6
+    t5_tokenizer = AutoTokenizer.from_pretrained(POCKET_T5)
+    source = t5_tokenizer(
+        "Order 12 was placed on Monday by Otto: one red kettle, to be <extra_id_0> to York.",
+        return_tensors="pt",
+    )
+    right = t5_tokenizer("<extra_id_0> sent", return_tensors="pt")["input_ids"]
+    wrong = t5_tokenizer("<extra_id_0> frog", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        assert model(**source, labels=right).loss < model(**source, labels=wrong).loss
+
+
+def test_cards_hold_the_recorded_figures() -> None:
+    """The card's figures come from the training's own record."""
+    for folder in (POCKET_MODEL, POCKET_T5):
+        facts = json.loads((folder / "training.json").read_text())
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert f"{facts['parameters']:,} parameters" in card
+        assert f"{facts['heldout_loss']:.3f} nats per token" in card
