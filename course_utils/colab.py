@@ -12,19 +12,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from course_utils.doctor import TORCHAO_MINIMUM
+from course_utils.hardware import runtime_requirements
 from course_utils.paths import COURSE_ROOT
 
 # Reinstalling these in a running session breaks what was built against them.
 KEEP = ("torch", "numpy")
-# peft refuses any torchao below this (peft.import_utils), and Colab brings 0.10.
-TORCHAO_MINIMUM = Version("0.16")
-
-
-def runtime_requirements() -> list[Requirement]:
-    """Return what the lessons import: the first part of requirements.txt."""
-    text = (COURSE_ROOT / "requirements.txt").read_text(encoding="utf-8")
-    lines = text.split("# Notebooks and tests.")[0].splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
 def plan(installed: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""Figures for the lessons: readable at notebook width, in colours that colour-blind readers tell."""
+"""Figures for the lessons: readable at notebook width, colours safe for the colour-blind."""
 
 from __future__ import annotations
 

@@ -135,7 +135,11 @@ def test_saved_notebooks_hold_nothing_of_the_run() -> None:
     import nbformat
 
     cell = nbformat.v4.new_code_cell("1", metadata={"execution": {"iopub.execute_input": "now"}})
-    metadata = {"kernelspec": {"name": "python3"}, "widgets": {}, "language_info": {"version": "3"}}
+    metadata = {
+        "kernelspec": {"name": "python3", "display_name": "P"},
+        "widgets": {},
+        "language_info": {"version": "3"},
+    }
     notebook = run_lessons.without_run_data(
         nbformat.v4.new_notebook(cells=[cell], metadata=metadata)
     )

@@ -95,8 +95,8 @@ def training_facts(folder: Path) -> str:
     return (
         f"**Training.** {facts['parameters']:,} parameters, {facts['documents']:,} documents of "
         f"the corpus seen once each, {facts['tokens']:,} tokens; learning rate "
-        f"{facts['learning_rate']}, seed {facts['seed']}; {facts['minutes']:.0f} minutes on {facts['hardware']} "
-        f"(torch {facts['torch']}). Loss on held-out documents at the end: "
+        f"{facts['learning_rate']}, seed {facts['seed']}; {facts['minutes']:.0f} minutes on "
+        f"{facts['hardware']} (torch {facts['torch']}). Loss on held-out documents at the end: "
         f"{facts['heldout_loss']:.3f} nats per token."
     )
 

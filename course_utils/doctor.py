@@ -1,0 +1,157 @@
+"""The doctor: is this machine ready for the lessons? One line a check, with the fix."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from html import escape
+from importlib import metadata
+
+from packaging.version import Version
+
+from course_utils.hardware import Machine, detect, recommend, runtime_requirements
+from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
+
+INSTALL = "pip install -r requirements.txt -c constraints.txt"
+# Without these no lesson runs; the others are needed here and there.
+ESSENTIAL = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "pandas", "numpy"}
+TORCHAO_MINIMUM = Version("0.16")  # below it, peft refuses to make any adapter
+RAM_NEEDED, DISK_NEEDED = 3, 2  # GiB, for the pocket model
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's: `status` is "OK", "WARN" or "FAIL"; `fix` says what to do."""
+
+    name: str
+    status: str
+    detail: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.status:<5} {self.name}: {self.detail}"
+        return f"{line}\n      fix: {self.fix}" if self.fix else line
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All checks and the machine; `ok` is False if one of them failed."""
+
+    machine: Machine
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.status != "FAIL" for check in self.checks)
+
+    def __str__(self) -> str:
+        lines = [*map(str, self.checks), "", str(self.machine), "", str(recommend(self.machine))]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        lines = "\n".join(map(str, self.checks))
+        return f"<pre>{escape(lines)}</pre>{self.machine._repr_html_()}"
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        data = {
+            "ok": self.ok,
+            "checks": [asdict(check) for check in self.checks],
+            "machine": self.machine.to_dict(),
+            "recommendation": [list(row) for row in recommend(self.machine).choices],
+        }
+        return json.dumps(data, indent=2)
+
+
+def examine() -> Diagnosis:
+    """Return the diagnosis of this machine. Nothing is raised: what is broken is a FAIL line."""
+    machine = detect()
+    checks = [_python(), *_libraries(), *_torchao(), _device(machine), *_four_bit(machine)]
+    return Diagnosis(machine, (*checks, *_resources(machine), *_files()))
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < (3, 11):
+        return Check("Python", "FAIL", found, "install Python 3.11 or newer")
+    return Check("Python", "OK", found)
+
+
+def _libraries() -> Iterator[Check]:
+    for requirement in runtime_requirements():
+        worst = "FAIL" if requirement.name in ESSENTIAL else "WARN"
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Check(requirement.name, worst, "not installed", INSTALL)
+            continue
+        if requirement.specifier.contains(Version(found).public, prereleases=True):
+            yield Check(requirement.name, "OK", found)
+        else:
+            detail = f"{found} is outside the supported range {requirement.specifier}"
+            yield Check(requirement.name, "WARN", detail, INSTALL)
+
+
+def _torchao() -> Iterator[Check]:
+    try:
+        found = metadata.version("torchao")
+    except metadata.PackageNotFoundError:
+        return
+    if Version(found) < TORCHAO_MINIMUM:
+        detail = f"{found} is too old for peft, which then refuses to make any adapter"
+        yield Check("torchao", "FAIL", detail, "pip uninstall torchao, or pip install -U torchao")
+
+
+def _device(machine: Machine) -> Check:
+    if machine.problem:
+        return Check("device", "FAIL", machine.problem, f"{INSTALL}, in a fresh environment")
+    if machine.device == "cpu":
+        return Check("device", "OK", "cpu: the pocket model needs no more")
+    detail = f"{machine.device}, {machine.name}, {machine.memory:.0f} GiB"
+    if machine.device == "cuda" and not machine.bf16:
+        fix = "set fp16=True, bf16=False: bfloat16 would be emulated, and slow"
+        return Check("device", "WARN", f"{detail}, without bfloat16", fix)
+    return Check("device", "OK", detail)
+
+
+def _four_bit(machine: Machine) -> Iterator[Check]:
+    if "mend_bitsandbytes" in machine.four_bit:
+        detail = "bitsandbytes trains 4-bit models wrongly on this CPU once they were evaluated"
+        fix = "call hardware.mend_bitsandbytes() before loading one, as the lessons do"
+        yield Check("4-bit", "WARN", detail, fix)
+    else:
+        yield Check("4-bit", "OK", machine.four_bit)
+
+
+def _resources(machine: Machine) -> Iterator[Check]:
+    for name, found, needed in (
+        ("memory", machine.ram, RAM_NEEDED),
+        ("disk", machine.disk, DISK_NEEDED),
+    ):
+        enough = found >= needed
+        fix = "" if enough else f"free some: the lessons want {needed} GiB"
+        yield Check(name, "OK" if enough else "WARN", f"{found:.0f} GiB", fix)
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x")
+        yield Check("temporary files", "OK", "can be written")
+    except OSError as error:
+        fix = "point TMPDIR to a folder that you may write to"
+        yield Check("temporary files", "FAIL", str(error.strerror), fix)
+
+
+def _files() -> Iterator[Check]:
+    """Check that the model and the datasets are there and not placeholders of a partial clone."""
+    fix = "fetch them again: git checkout -- data"
+    weights = POCKET_MODEL / "model.safetensors"
+    needed = (weights, POCKET_MODEL / "tokenizer.json", DATA / "tickets")
+    missing = [str(path.relative_to(COURSE_ROOT)) for path in needed if not path.exists()]
+    if missing:
+        yield Check("course files", "FAIL", f"missing: {', '.join(missing)}", fix)
+    elif weights.stat().st_size < 1e6:
+        yield Check("course files", "FAIL", "the pocket model's weights are cut off", fix)
+    else:
+        yield Check("course files", "OK", "the pocket model and the datasets are there")

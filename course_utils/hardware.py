@@ -1,0 +1,257 @@
+"""What this machine can run, and why. Works where torch is missing or broken: that is then said."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from course_utils.display import html_table, text_table
+from course_utils.paths import COURSE_ROOT
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts about a machine on which the lessons depend.
+
+    `device` is "cuda", "mps" or "cpu"; `memory` is the accelerator's, or the machine's on "cpu", in
+    GiB, as are `ram` and `disk` (free). `bf16` is True only where the hardware itself computes in
+    bfloat16: a T4, which emulates it, reads False. `problem` says why torch could not be asked.
+    """
+
+    device: str
+    name: str
+    memory: float
+    bf16: bool
+    capability: tuple[int, int] | None = None
+    cores: int = 1
+    ram: float = 0.0
+    disk: float = 0.0
+    place: str = "local"
+    four_bit: str = "not available"
+    attention: tuple[str, ...] = ("eager", "sdpa")
+    problem: str = ""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return ``(what, value)`` for a table."""
+        capability = ".".join(map(str, self.capability)) if self.capability else ""
+        rows = [
+            ("device", f"{self.device} ({self.name})"),
+            ("memory", f"{self.memory:.0f} GiB"),
+            ("compute capability", capability),
+            ("bfloat16 in hardware", "yes" if self.bf16 else "no"),
+            ("4-bit", self.four_bit),
+            ("attention", ", ".join(self.attention)),
+            ("cores, RAM, free disk", f"{self.cores}, {self.ram:.0f} GiB, {self.disk:.0f} GiB"),
+            ("place", self.place),
+            ("problem", self.problem),
+        ]
+        return [(what, value) for what, value in rows if value]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return text_table(self.rows(), ("", "this machine"))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), ("", "this machine"))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to choose on a machine: ``(setting, value, reason)`` rows."""
+
+    choices: tuple[tuple[str, str, str], ...]
+
+    def __getitem__(self, setting: str) -> str:
+        return next(value for name, value, _ in self.choices if name == setting)
+
+    def __str__(self) -> str:
+        return text_table(self.choices, ("setting", "choose", "because"))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.choices, ("setting", "choose", "because"))
+
+
+def runtime_requirements() -> list[Requirement]:
+    """Return what the lessons import, with the supported versions.
+
+    They stand in the first part of requirements.txt; without the file, in the package's metadata.
+    """
+    path = COURSE_ROOT / "requirements.txt"
+    if not path.exists():
+        return [Requirement(line) for line in metadata.requires("finetuning-course") or []]
+    text = path.read_text(encoding="utf-8").split("# Notebooks and tests.")[0]
+    return [Requirement(line) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def detect() -> Machine:
+    """Return the facts about this machine; where torch fails, `problem` says how."""
+    shared = {
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        "ram": _ram(),
+        "disk": shutil.disk_usage(Path.cwd()).free / GIB,
+        "place": _place(),
+    }
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            return _cuda(torch, shared)
+        if torch.backends.mps.is_available():
+            # Memory is shared with the processor. bfloat16 depends on the chip, so it is not assumed.
+            return Machine("mps", "Apple GPU", shared["ram"], bf16=False, **shared)
+        problem = ""
+    except Exception as error:  # any failure of an import of torch is a finding here, not a crash
+        problem = (
+            f"torch cannot be used: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        )
+    native = bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+    return Machine(
+        "cpu",
+        platform.machine(),
+        shared["ram"],
+        bf16=native,
+        four_bit=_four_bit_on_cpu(),
+        problem=problem,
+        **shared,
+    )
+
+
+def recommend(machine: Machine) -> Advice:
+    """Return dtype, optimizer, quantization and batch size for a machine, each with its reason."""
+    if machine.device == "cuda":
+        small = machine.memory < 20
+        dtype = (
+            ("bfloat16", "this GPU computes in it, and it has the range of float32")
+            if machine.bf16
+            else ("float16", "this GPU only emulates bfloat16, which is slow")
+        )
+        optimizer = (
+            ("paged_adamw_8bit", "its state is a quarter as large and moves to RAM under pressure")
+            if small
+            else ("adamw_torch_fused", "one kernel a step, and the memory suffices")
+        )
+        quantization = (
+            ("4-bit NF4", "a model of 7 or 8 billion parameters takes 15 GiB in 16 bits")
+            if small
+            else ("none up to 8B", "16-bit weights of 8 billion parameters take 15 GiB")
+        )
+        batch = ("4", "start low, accumulate gradients, and raise it while memory lasts")
+    else:
+        dtype = (
+            "float32",
+            "on a CPU or an Apple GPU it is the safe choice, and often the fast one",
+        )
+        optimizer = ("adamw_torch", "the others save memory that a small model does not need")
+        quantization = ("none", "4-bit weights save memory but are not faster here")
+        batch = ("16", "it fits the pocket model in under 2 GiB")
+    return Advice(
+        (
+            ("dtype", *dtype),
+            ("optimizer", *optimizer),
+            ("quantization", *quantization),
+            ("batch size", *batch),
+        )
+    )
+
+
+def mend_bitsandbytes(model: Any = None) -> str:
+    """Keep bitsandbytes from training wrongly on some CPUs; return what was done, in a sentence.
+
+    On CPUs with avx512_bf16, bitsandbytes 0.50 repacks 4-bit weights at the first forward in eval
+    mode, and gradients, merges and saved files are wrong from then on, without a word. Call this
+    before a model is loaded in 4 bits; a model that is loaded already, and has not been evaluated,
+    can be passed. It does nothing on other machines, and nothing the second time.
+
+    Raises:
+        ImportError: if bitsandbytes is not installed.
+    """
+    import bitsandbytes.nn.modules as layers
+
+    if model is not None:
+        for module in model.modules():
+            if isinstance(module, layers.Linear4bit):
+                module.support_avx512bf16_for_cpu = False
+    check = getattr(layers, "has_avx512bf16", None)
+    if check is None or not check():
+        return "Nothing to mend: bitsandbytes does not repack 4-bit weights on this machine."
+    layers.has_avx512bf16 = lambda: False
+    return (
+        "Mended: bitsandbytes will not repack 4-bit weights, so evaluation leaves training right."
+    )
+
+
+def _cuda(torch: Any, shared: dict[str, Any]) -> Machine:
+    properties = torch.cuda.get_device_properties(0)
+    capability = (properties.major, properties.minor)
+    attention = ["eager", "sdpa", "flex_attention"]
+    if capability >= (8, 0) and _installed("flash-attn"):
+        attention.append("flash_attention_2")
+    return Machine(
+        "cuda",
+        properties.name,
+        properties.total_memory / GIB,
+        # torch.cuda.is_bf16_supported() says yes for emulation as well.
+        bf16=capability >= (8, 0),
+        capability=capability,
+        four_bit="bitsandbytes on CUDA" if _installed("bitsandbytes") else "not available",
+        attention=tuple(attention),
+        **shared,
+    )
+
+
+def _four_bit_on_cpu() -> str:
+    if not _installed("bitsandbytes"):
+        return "not available: bitsandbytes is missing"
+    if "avx512_bf16" in _cpu_flags():
+        return "bitsandbytes on the CPU, after mend_bitsandbytes()"
+    return "bitsandbytes on the CPU"
+
+
+def _installed(name: str) -> str | None:
+    """Return a library's version, or None where it is missing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> set[str]:
+    """Return the processor's features as Linux names them; elsewhere nothing is known."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
+    return set(lines[0].split(":", 1)[1].split()) if lines else set()
+
+
+def _ram() -> float:
+    """Return the machine's memory in GiB, 0.0 where psutil is missing."""
+    try:
+        import psutil
+    except ImportError:
+        return 0.0
+    return psutil.virtual_memory().total / GIB
+
+
+def _place() -> str:
+    """Return where the notebook runs: Colab, Kaggle, Binder or local."""
+    signs = {"COLAB_": "Colab", "KAGGLE_": "Kaggle", "BINDER_": "Binder"}
+    for prefix, name in signs.items():
+        if any(key.startswith(prefix) for key in os.environ):
+            return name
+    return "local"
