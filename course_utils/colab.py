@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from packaging.version import Version
 
 from course_utils.doctor import TORCHAO_MINIMUM

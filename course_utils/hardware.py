@@ -111,7 +111,7 @@ def detect() -> Machine:
         if torch.cuda.is_available():
             return _cuda(torch, shared)
         if torch.backends.mps.is_available():
-            # Memory is shared with the processor. bfloat16 depends on the chip, so it is not assumed.
+            # Memory is shared with the processor. bfloat16 depends on the chip: not assumed.
             return Machine("mps", "Apple GPU", shared["ram"], bf16=False, **shared)
         problem = ""
     except Exception as error:  # any failure of an import of torch is a finding here, not a crash

@@ -1,0 +1,146 @@
+"""Hardware facts, and the advice that follows from them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from course_utils import doctor, hardware
+from course_utils.hardware import Machine
+from course_utils.paths import COURSE_ROOT
+
+T4 = Machine("cuda", "Tesla T4", 14.6, bf16=False, capability=(7, 5), ram=12, disk=50)
+A100 = Machine("cuda", "A100", 39.4, bf16=True, capability=(8, 0), ram=80, disk=100)
+LAPTOP = Machine("cpu", "x86_64", 8, bf16=False, cores=4, ram=8, disk=20)
+
+
+def without_torch(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process where `import torch` fails as a broken build does."""
+    broken = "import sys\nclass Broken:\n    def find_spec(self, name, *rest):\n"
+    broken += "        if name == 'torch': raise ImportError('libtorch.so: undefined symbol')\n"
+    broken += "sys.meta_path.insert(0, Broken())\n"
+    return subprocess.run(
+        [sys.executable, "-c", broken + code], capture_output=True, text=True, cwd=COURSE_ROOT
+    )
+
+
+def test_detect_agrees_with_torch() -> None:
+    """The table at the top of every lesson is about this machine."""
+    import torch
+
+    machine = hardware.detect()
+    assert machine.device == ("cuda" if torch.cuda.is_available() else machine.device)
+    assert machine.ram > 0.5
+    assert machine.disk > 0
+    assert machine.problem == ""
+
+
+def test_bf16_on_a_cpu_follows_its_features() -> None:
+    """Emulated bfloat16 must not read as true."""
+    machine = hardware.detect()
+    if machine.device == "cpu":
+        flags = hardware._cpu_flags()
+        assert machine.bf16 == bool({"avx512_bf16", "amx_bf16", "bf16"} & flags)
+
+
+@pytest.mark.parametrize(
+    "machine, dtype, optimizer, quantization",
+    [
+        (T4, "float16", "paged_adamw_8bit", "4-bit NF4"),
+        (A100, "bfloat16", "adamw_torch_fused", "none up to 8B"),
+        (LAPTOP, "float32", "adamw_torch", "none"),
+    ],
+    ids=["T4", "A100", "laptop"],
+)
+def test_advice_fits_the_machine(
+    machine: Machine, dtype: str, optimizer: str, quantization: str
+) -> None:
+    """A T4 told to use bfloat16 runs it emulated; a laptop told to quantize only gets slower."""
+    advice = hardware.recommend(machine)
+    assert advice["dtype"] == dtype
+    assert advice["optimizer"] == optimizer
+    assert advice["quantization"] == quantization
+    assert all(len(reason) > 20 for _, _, reason in advice.choices)
+
+
+@pytest.mark.parametrize(
+    "name, capability, expected", [("T4", (7, 5), False), ("L4", (8, 9), True)]
+)
+def test_bf16_on_a_gpu_is_decided_by_its_capability(
+    name: str, capability: tuple[int, int], expected: bool
+) -> None:
+    """torch.cuda.is_bf16_supported() says yes on a T4, since emulation counts there."""
+    from types import SimpleNamespace
+
+    properties = SimpleNamespace(
+        name=name, major=capability[0], minor=capability[1], total_memory=16 * 2**30
+    )
+    torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda index: properties))
+    machine = hardware._cuda(torch, {})
+    assert machine.bf16 is expected
+    assert machine.memory == 16
+
+
+@pytest.mark.parametrize(
+    "variable, place", [("COLAB_RELEASE_TAG", "Colab"), ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle")]
+)
+def test_the_place_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, variable: str, place: str
+) -> None:
+    """Colab and Kaggle need other advice than a laptop."""
+    monkeypatch.setenv(variable, "1")
+    assert hardware.detect().place == place
+
+
+def test_a_broken_torch_is_a_fail_line_and_no_traceback() -> None:
+    """The doctor is called when things are broken, so it must survive them."""
+    done = without_torch("from course_utils.__main__ import main; sys.exit(main(['doctor']))")
+    assert done.returncode == 1
+    assert "FAIL  device: torch cannot be used: ImportError: libtorch.so" in done.stdout
+    assert "fix: pip install" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_the_tables_escape_and_hold_no_path() -> None:
+    """Outputs are committed; names of devices come from drivers."""
+    odd = Machine("cuda", "<script>GPU</script>", 1, bf16=False)
+    assert "<script>" not in odd._repr_html_()
+    assert str(COURSE_ROOT) not in str(doctor.examine())
+
+
+def test_old_torchao_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colab's torchao 0.10 makes peft refuse every adapter, with a message about versions only."""
+    real = doctor.metadata.version
+    monkeypatch.setattr(
+        doctor.metadata, "version", lambda name: "0.10.0" if name == "torchao" else real(name)
+    )
+    (check,) = [c for c in doctor.examine().checks if c.name == "torchao"]
+    assert check.status == "FAIL"
+    assert "pip uninstall torchao" in check.fix
+
+
+def test_a_missing_library_and_one_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing essential fails; a version that was never tested warns; both with the command."""
+    real = doctor.metadata.version
+
+    def version(name: str) -> str:
+        if name == "peft":
+            raise doctor.metadata.PackageNotFoundError(name)
+        return "9.9.9" if name == "trl" else real(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    diagnosis = doctor.examine()
+    by_name = {check.name: check for check in diagnosis.checks}
+    assert (by_name["peft"].status, by_name["trl"].status) == ("FAIL", "WARN")
+    assert "requirements.txt" in by_name["peft"].fix
+    assert not diagnosis.ok
+
+
+def test_a_clone_without_weights_fails(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """A clone that left the weights out stops with a fix, not in the middle of a lesson."""
+    monkeypatch.setattr(doctor, "POCKET_MODEL", COURSE_ROOT / "data" / "models" / "absent")
+    (check,) = [c for c in doctor.examine().checks if c.name == "course files"]
+    assert check.status == "FAIL"
+    assert "git checkout" in check.fix
