@@ -1,4 +1,4 @@
-"""bitsandbytes 0.50 trains 4-bit models wrongly on some CPUs after an evaluation; the mend holds."""
+"""bitsandbytes 0.50 trains wrongly on some CPUs after an evaluation; the mend prevents it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from course_utils.paths import POCKET_MODEL
 
 {before}
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32, quantization_config=nf4)
+model = AutoModelForCausalLM.from_pretrained(
+    POCKET_MODEL, dtype=torch.float32, quantization_config=nf4
+)
 {after}
 torch.manual_seed(0)
 model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
