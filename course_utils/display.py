@@ -1,9 +1,14 @@
-"""Small tables, as text and as HTML in which every cell is escaped."""
+"""Small tables and marked tokens, as text and as HTML in which everything is escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def html_table(rows: Iterable[Sequence[object]], headers: Sequence[str], caption: str = "") -> str:
@@ -25,3 +30,46 @@ def text_table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
     padded = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
     return "\n".join(line.rstrip() for line in padded)
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """The tokens of a training row, each with whether it carries a loss.
+
+    In a notebook trained tokens are coloured and underlined; as text they stand in brackets.
+    """
+
+    tokens: tuple[str, ...]
+    trained: tuple[bool, ...]
+
+    @classmethod
+    def decode(
+        cls, tokenizer: PreTrainedTokenizerBase, input_ids: Iterable[int], labels: Iterable[int]
+    ) -> TokenMask:
+        """Return the row of `input_ids` and `labels` (-100: no loss); padding is left out.
+
+        Raises:
+            ValueError: if there are not as many labels as tokens.
+        """
+        ids, marks = [int(i) for i in input_ids], [int(label) != -100 for label in labels]
+        if len(ids) != len(marks):
+            raise ValueError(
+                f"There are {len(ids)} tokens and {len(marks)} labels. There must be one label a "
+                "token: pass both from the same row of a batch."
+            )
+        pad = tokenizer.pad_token_id
+        kept = [(i, mark) for i, mark in zip(ids, marks, strict=True) if i != pad]
+        return cls(tuple(tokenizer.decode([i]) for i, _ in kept), tuple(mark for _, mark in kept))
+
+    def __repr__(self) -> str:
+        pairs = zip(self.tokens, self.trained, strict=True)
+        return "".join(f"[{token}]" if mark else token for token, mark in pairs)
+
+    def _repr_html_(self) -> str:
+        style = "background:#cfe8f7;color:#00344f;border-bottom:2px solid #0072B2"
+        spans = [
+            f'<span style="{style}">{escape(token)}</span>' if mark else escape(token)
+            for token, mark in zip(self.tokens, self.trained, strict=True)
+        ]
+        count = f"{sum(self.trained)} of {len(self.trained)} tokens carry a loss (underlined)"
+        return f'<p>{count}</p><pre style="white-space:pre-wrap">{"".join(spans)}</pre>'

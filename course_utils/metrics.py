@@ -38,6 +38,7 @@ def generate(
             "The tokenizer has no pad token, which a batch of prompts needs. "
             "Set one first: tokenizer.pad_token = tokenizer.eos_token is enough for generation."
         )
+    prompts = list(prompts)  # a dataset's column is slow to index
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     starts = tqdm(range(0, len(order), batch_size), desc="answers", disable=not progress or None)

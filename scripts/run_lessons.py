@@ -17,6 +17,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
+from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +84,7 @@ def main() -> int:
             notebook = execute(path)
         except CellExecutionError as error:
             failed += 1
-            print(f"failed after {time.perf_counter() - started:.0f} s\n{error}")
+            print(f"failed after {time.perf_counter() - started:.0f} s\n{strip_ansi(str(error))}")
             continue
         print(f"{time.perf_counter() - started:4.0f} s", flush=True)
         if options.save:

@@ -76,7 +76,7 @@ def test_what_runs_here_is_what_is_pinned(requirements, pins) -> None:
 def test_colab_cell_fetches_a_pinned_tag() -> None:
     """An unpinned course would change under a class; the tag is the package's version."""
     assert f"--branch v{__version__} " in CELL
-    (repository,) = set(re.findall(r"https://github\.com/(\S+/\S+?)(?:\s|$)", CELL))
+    (repository,) = set(re.findall(r'"https://github\.com/([^"]+)"', CELL))
     readme = (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
     badges = set(re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/", readme))
     assert badges == {repository}
