@@ -5,9 +5,12 @@ the package alone loads nothing heavy.
 """
 
 import logging
+import warnings
 
-# bitsandbytes logs a warning at import on some CPUs (an optional kernel is missing) and a line for
-# every 8-bit product; neither is anything to act on.
+# Library messages that ask nothing of a learner. bitsandbytes logs at import that an optional
+# kernel is missing, and a line for every 8-bit product; TRL and PEFT still use an old name of
+# transformers (activation_checkpointing is the new one).
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", r".*gradient_checkpointing` is deprecated", FutureWarning)
 
 __version__ = "0.1.0"

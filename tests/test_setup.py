@@ -138,7 +138,7 @@ def test_saved_notebooks_hold_nothing_of_the_run() -> None:
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "P"},
         "widgets": {},
-        "language_info": {"version": "3"},
+        "language_info": {"name": "python"},
     }
     notebook = run_lessons.without_run_data(
         nbformat.v4.new_notebook(cells=[cell], metadata=metadata)

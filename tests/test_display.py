@@ -1,0 +1,49 @@
+"""What is shown of a dataset is text, never markup; trained tokens are told apart in two ways."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from course_utils.display import TokenMask, html_table, text_table
+from course_utils.paths import POCKET_MODEL
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(POCKET_MODEL)
+
+
+def test_tables_escape_every_cell() -> None:
+    """A row of a dataset that holds a script must show it, not run it."""
+    html = html_table([(SCRIPT, 1)], [SCRIPT, "n"], caption=SCRIPT)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 3
+
+
+def test_text_tables_line_up() -> None:
+    """Columns start below their heads, and no line ends in spaces."""
+    lines = text_table([("a", 10), ("bcd", 2)], ("x", "count")).splitlines()
+    assert lines == ["x    count", "a    10", "bcd  2"]
+
+
+def test_a_mask_shows_as_brackets_and_as_marked_html(tokenizer) -> None:
+    """Colour alone says nothing to some readers, and nothing in a terminal."""
+    prompt, completion = tokenizer("Record:")["input_ids"], tokenizer(f" {SCRIPT}")["input_ids"]
+    ids = [*prompt, *completion, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    labels = [-100] * len(prompt) + [*completion, tokenizer.eos_token_id, -100]
+    mask = TokenMask.decode(tokenizer, ids, labels)
+    assert repr(mask).startswith("Record:[")
+    assert repr(mask).endswith("[<|end|>]")
+    assert repr(mask).replace("[", "").replace("]", "") == f"Record: {SCRIPT}<|end|>"
+    assert "<script" not in mask._repr_html_()
+    trained = len(completion) + 1
+    assert f"{trained} of {len(prompt) + trained} tokens carry a loss" in mask._repr_html_()
+
+
+def test_a_label_too_few_is_an_error(tokenizer) -> None:
+    """A mask shifted by one looks right and is wrong."""
+    with pytest.raises(ValueError, match="3 tokens and 2 labels"):
+        TokenMask.decode(tokenizer, [5, 6, 7], [5, 6])
