@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 NB ?=
+# Empty (make test CONSTRAINTS=), the newest versions that requirements.txt allows are installed.
+CONSTRAINTS ?= -c constraints.txt
+export CONSTRAINTS
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -48,9 +51,9 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 	@echo "Building $(VENV): a few minutes the first time."
 	@if command -v uv >/dev/null; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		uv pip install --quiet --python $(BIN)/python -r requirements.txt -c constraints.txt -e .; \
+		uv pip install --quiet --python $(BIN)/python -r requirements.txt $(CONSTRAINTS) -e .; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt -e .; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt $(CONSTRAINTS) -e .; \
 	fi
 	@touch $(READY)

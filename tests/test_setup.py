@@ -64,8 +64,9 @@ def test_conda_reads_the_same_two_files() -> None:
     assert f"python>={floor}," in text
 
 
+@pytest.mark.skipif(os.environ.get("CONSTRAINTS") == "", reason="run on the newest versions")
 def test_what_runs_here_is_what_is_pinned(requirements, pins) -> None:
-    """The .venv holds the tested versions (a workflow with empty constraints tests the newest)."""
+    """The .venv holds the tested versions."""
     from importlib.metadata import version
 
     for name in requirements:

@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: data/models/pocket-MODEL")
     parser.add_argument("--work", type=Path, help="for checkpoints; default: build/pretrain-MODEL")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     options = parser.parse_args()
@@ -254,7 +255,7 @@ def main() -> None:
         eval_strategy="steps",
         eval_steps=500,
         logging_steps=50,
-        save_steps=500,
+        save_steps=options.save_steps,
         save_total_limit=2,
         include_num_input_tokens_seen="all",
         seed=options.seed,
