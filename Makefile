@@ -1,6 +1,9 @@
 # Each target builds .venv first, once; an edited requirements file builds it again.
 
-PYTHON ?= python3
+# The first of these that is new enough; python3 is often an old one beside a newer python3.12.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
+	done || echo python3)
 NB ?=
 # Empty (make test CONSTRAINTS=), the newest versions that requirements.txt allows are installed.
 CONSTRAINTS ?= -c constraints.txt

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
@@ -46,7 +46,8 @@ def execute(path: Path) -> NotebookNode:
     """Return the notebook with the outputs of a fresh run.
 
     Raises:
-        CellExecutionError: if a cell fails.
+        CellControlSignal: if a cell fails or takes too long.
+        DeadKernelError: if the kernel ends, as it does when memory runs out.
     """
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
@@ -79,10 +80,12 @@ def main() -> int:
     failed = 0
     for i, path in enumerate(chosen, start=1):
         print(f"[{i}/{len(chosen)}] {path.stem:<24}", end="", flush=True)
+        page = PAGES / f"{path.stem}.html"
+        page.unlink(missing_ok=True)  # the page of an earlier run must not pass for this one's
         started = time.perf_counter()
         try:
             notebook = execute(path)
-        except CellExecutionError as error:
+        except (CellControlSignal, DeadKernelError) as error:
             failed += 1
             print(f"failed after {time.perf_counter() - started:.0f} s\n{strip_ansi(str(error))}")
             continue
@@ -91,8 +94,8 @@ def main() -> int:
             nbformat.write(without_run_data(notebook), path)
         # Pictures are put into the page, so that it can be moved.
         exporter = HTMLExporter(embed_images=True)
-        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(path.parent)}})
-        (PAGES / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        html, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(path.parent)}})
+        page.write_text(html, encoding="utf-8")
     print(
         f"{len(chosen) - failed} of {len(chosen)} lessons ran. "
         f"Open the pages in {PAGES.relative_to(ROOT)}/ in a browser."

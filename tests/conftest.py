@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from nbval.plugin import IPyNbCell
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -15,6 +16,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail unless the run executes a cell of every notebook in notebooks/",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give outputs time to arrive: nbval waits 5 s, too short on a machine that is busy."""
+    for item in items:
+        if isinstance(item, IPyNbCell):
+            item.output_timeout = 60
 
 
 @pytest.hookimpl(trylast=True)
@@ -29,7 +37,10 @@ class NotebookCount:
         self.required = config.getoption("--every-notebook")
         self.existing = {path.name for path in NOTEBOOKS.glob("*.ipynb")}
         self.ran: set[str] = set()
-        self.short: set[str] = set()  # a cell was skipped or failed
+        self.short: set[str] = set()  # a cell was left out, skipped or failed
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        self.short |= {item.path.name for item in items} & self.existing
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = Path(report.location[0]).name

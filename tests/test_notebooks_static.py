@@ -21,7 +21,7 @@ OPENING = ("**You will learn**", "**You need**", "**It costs**", "[![")
 # What must not stand in an output, and why it would be there.
 LEAKS = {
     "absolute path": re.compile(
-        r"(?<![\w.:/])/(?:home|root|work|tmp|usr|opt|mnt|Users|content)/|[A-Z]:\\\\"
+        r"(?<![\w.:/])/(?:home|root|work|tmp|usr|opt|mnt|Users|content)/|\b[A-Z]:\\"
     ),
     "secret": re.compile(
         r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})"
@@ -74,7 +74,8 @@ def page_text(path: Path) -> str:
 def broken_links(path: Path) -> list[str]:
     """Return the internal links and pictures of a page that lead nowhere."""
     text = prose(page_text(path))
-    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    targets = re.findall(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)", text)
+    targets += re.findall(r"<(?:a|img)\b[^>]*?\b(?:href|src)=\"([^\"]+)\"", text)
     broken = []
     for target in targets:
         parts = urlsplit(target)
@@ -96,6 +97,7 @@ def test_github_can_render_it(path: Path) -> None:
     nbformat.validate(notebook)
     widgets = notebook.metadata.get("widgets", {})
     assert all("state" in entry for entry in widgets.values())
+    assert notebook.metadata["kernelspec"]["name"] == "python3", "a kernel that others lack"
     assert path.stat().st_size < 3e6, "GitHub stops rendering large notebooks"
 
 
@@ -114,9 +116,10 @@ def test_outputs_hold_nothing_of_the_machine(path: Path, leak: str) -> None:
     assert not LEAKS[leak].findall(output_text(read(path)))
 
 
-def test_sources_hold_no_secret(path: Path) -> None:
-    """A token in a cell is a token on GitHub."""
-    assert not [c.source for c in read(path).cells if LEAKS["secret"].search(c.source)]
+def test_sources_hold_nothing_of_the_machine(path: Path) -> None:
+    """A token in a cell is a token on GitHub; a path of one machine fails on all others."""
+    cells = [c.source for c in read(path).cells if "google.colab" not in c.source]
+    assert not [c for c in cells if LEAKS["secret"].search(c) or LEAKS["absolute path"].search(c)]
 
 
 def test_it_opens_with_the_four_lines(path: Path) -> None:
@@ -137,9 +140,10 @@ def test_headings_are_in_order(path: Path) -> None:
 
 
 def test_it_ends_with_measurements_and_the_way_on(path: Path) -> None:
-    """The last two sections are the same in every lesson."""
+    """The last three sections are the same in every lesson, and the README leads to each."""
     titles = re.findall(r"^## (.+)$", prose(markdown(read(path))), flags=re.M)
-    assert titles[-2:] == ["What we measured", "Next"]
+    assert titles[-3:] == ["Your turn", "What we measured", "Next"]
+    assert f"(notebooks/{path.name})" in (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_pictures_have_alternative_text(path: Path) -> None:
@@ -170,7 +174,8 @@ def test_exercises_have_a_folded_solution(path: Path) -> None:
     assert len(found) >= 2
     for i in found:
         assert notebook.cells[i].source.startswith("answer = ...")
-        assert re.match(r"<details><summary>Solution</summary>", notebook.cells[i + 1].source)
+        fold = r"<details><summary>Solution</summary>\n\n.*?```python\n.*?```\n</details>"
+        assert re.match(fold, notebook.cells[i + 1].source, flags=re.S)
 
 
 def test_the_first_code_cell_is_the_one_for_colab(path: Path) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
+from importlib.metadata import distribution
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -21,6 +27,13 @@ sys.path.insert(0, str(COURSE_ROOT / "scripts"))
 import run_lessons
 
 CELL = (COURSE_ROOT / "scripts" / "colab_cell.ipy").read_text(encoding="utf-8")
+
+# Of these, which are needed and which version serves depends on the machine, so they have no pin.
+PLATFORM = ("nvidia-", "cuda-", "triton", "appnope", "colorama", "pywin")
+
+pinned = pytest.mark.skipif(
+    os.environ.get("CONSTRAINTS") == "", reason="run on the newest versions"
+)
 
 
 def lines(name: str) -> list[str]:
@@ -64,14 +77,40 @@ def test_conda_reads_the_same_two_files() -> None:
     assert f"python>={floor}," in text
 
 
-@pytest.mark.skipif(os.environ.get("CONSTRAINTS") == "", reason="run on the newest versions")
-def test_what_runs_here_is_what_is_pinned(requirements, pins) -> None:
-    """The .venv holds the tested versions."""
-    from importlib.metadata import version
+def installed(requirements: Iterable[Requirement]) -> dict[str, str]:
+    """Return the installed version of all that those need, directly or by way of others."""
+    found: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    todo = [(r.name, extra) for r in requirements for extra in ("", *r.extras)]
+    while todo:
+        name, extra = canonicalize_name(todo[-1][0]), todo.pop()[1]
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        there = distribution(name)
+        found[name] = Version(there.version).public
+        for needed in map(Requirement, there.requires or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                todo += [(needed.name, e) for e in ("", *needed.extras)]
+    return found
 
-    for name in requirements:
-        if name in pins:
-            assert Version(version(name)).public == pins[name], name
+
+@pinned
+def test_what_runs_here_is_what_is_pinned(requirements, pins) -> None:
+    """The whole .venv is the tested one, libraries of libraries included."""
+    there = installed(requirements.values())
+    there = {name: v for name, v in there.items() if not name.startswith(PLATFORM)}
+    assert there == {name: pins.get(name) for name in there}
+
+
+@pinned
+def test_every_pin_installs_on_the_oldest_python(requirements, pins) -> None:
+    """Debian 12 has Python 3.11.2: one pin that needs 3.11.5 stops `make run` there."""
+    there = [name for name in installed(requirements.values()) if name in pins]
+    needs = {name: distribution(name).metadata["Requires-Python"] for name in there}
+    for python in ("3.11.0", "3.12.0", "3.13.0"):
+        wrong = {n: s for n, s in needs.items() if not SpecifierSet(s or "").contains(python)}
+        assert not wrong, f"not for Python {python}"
 
 
 def test_colab_cell_fetches_a_pinned_tag() -> None:
@@ -123,6 +162,65 @@ def test_the_cell_does_nothing_elsewhere(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+def test_the_cell_sets_colab_up(tmp_path: Path) -> None:
+    """No other run takes the branch for Colab: fetch the tag, change folder, import, install."""
+    origin, content = tmp_path / "origin", tmp_path / "content"
+    for name in ("course_utils", "notebooks/images"):
+        shutil.copytree(COURSE_ROOT / name, origin / name)
+    for name in ("requirements.txt", "constraints.txt"):
+        shutil.copy(COURSE_ROOT / name, origin)
+    (tmp_path / "google" / "colab").mkdir(parents=True)
+    for folder in ("google", "google/colab"):
+        (tmp_path / folder / "__init__.py").touch()
+    git = ["git", "-C", str(origin), "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init"], ["add", "."], ["commit", "-m", "x"], ["tag", f"v{__version__}"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{origin.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": re.findall(r'"(https://github\.com/[^"]+)"', CELL)[0],
+    }
+    cell = CELL.replace("/content", str(content))
+    script = "from IPython.core.interactiveshell import InteractiveShell as S; import os\n"
+    script += f"import google.colab; r = S.instance().run_cell({cell!r}); r.raise_error()\n"
+    script += "from course_utils import colab; print(os.getcwd(), colab.__file__, sep='\\n')"
+    for _ in range(2):  # a cell can be run twice
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert done.stdout.splitlines()[-2:] == [
+            str(content / "course" / "notebooks"),
+            str(content / "course" / "course_utils" / "colab.py"),
+        ]
+        assert "torch and numpy stay as they are" in done.stdout
+
+
+def test_an_old_python_is_refused_by_name(tmp_path: Path) -> None:
+    """Without it the first thing that a reader with Python 3.9 sees is a page of pip."""
+    for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml"):
+        shutil.copy(COURSE_ROOT / name, tmp_path)
+    old = tmp_path / "old-python"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.2 && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    done = subprocess.run(
+        ["make", f"PYTHON={old}", "run"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "Python 3.9.2. The course needs Python 3.11 or newer" in done.stdout
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_says_what_it_can_do() -> None:
+    """`make` alone explains itself, every target included."""
+    makefile = (COURSE_ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.M)[0].split()
+    done = subprocess.run(["make"], cwd=COURSE_ROOT, capture_output=True, text=True)
+    assert {line.split()[0] for line in done.stdout.splitlines()} == set(targets)
+
+
 def test_a_lesson_is_chosen_by_its_number() -> None:
     """make run NB=01, and a clear word for a number that does not exist."""
     assert [path.name[:2] for path in run_lessons.lessons("01")] == ["01"]
@@ -131,19 +229,39 @@ def test_a_lesson_is_chosen_by_its_number() -> None:
         run_lessons.lessons("77")
 
 
+def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A failed cell or killed kernel is reported; the rest run, the notebooks stay unchanged."""
+    pages = tmp_path / "build"
+    (tmp_path / "notebooks").mkdir()
+    sources = ["1 / 0", "import os; os._exit(1)", "print(6 * 7)"]
+    for i, source in enumerate(sources):
+        path = tmp_path / "notebooks" / f"{i:02}_lesson.ipynb"
+        nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
+    before = {path: path.read_bytes() for path in (tmp_path / "notebooks").iterdir()}
+    monkeypatch.setattr(run_lessons, "ROOT", tmp_path)
+    monkeypatch.setattr(run_lessons, "PAGES", pages)
+    monkeypatch.setattr(sys, "argv", ["run_lessons.py"])
+    for name in run_lessons.QUIET:
+        monkeypatch.setenv(name, "1")  # so that the script's own setting is undone as well
+    assert run_lessons.main() == 1
+    said = capsys.readouterr().out
+    assert "ZeroDivisionError" in said
+    assert "Kernel died" in said
+    assert "1 of 3 lessons ran" in said
+    assert [page.name for page in pages.iterdir()] == ["02_lesson.html"]
+    assert "42" in (pages / "02_lesson.html").read_text(encoding="utf-8")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "notebooks").iterdir()}
+
+
 def test_saved_notebooks_hold_nothing_of_the_run() -> None:
     """Times and widget state change at every run and would make each commit a rewrite."""
-    import nbformat
-
-    cell = nbformat.v4.new_code_cell("1", metadata={"execution": {"iopub.execute_input": "now"}})
+    cell = new_code_cell("1", metadata={"execution": {"iopub.execute_input": "now"}})
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "P"},
         "widgets": {},
         "language_info": {"name": "python"},
     }
-    notebook = run_lessons.without_run_data(
-        nbformat.v4.new_notebook(cells=[cell], metadata=metadata)
-    )
+    notebook = run_lessons.without_run_data(new_notebook(cells=[cell], metadata=metadata))
     assert set(notebook.metadata) == {"kernelspec"}
     assert notebook.cells[0].metadata == {}
 
@@ -154,7 +272,7 @@ def test_a_notebook_left_out_fails_the_run(tmp_path: Path) -> None:
         sys.executable,
         "-m",
         "pytest",
-        "tests",
+        "tests/test_setup.py",
         "--every-notebook",
         "-q",
         "-k",

@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from course_utils import data, metrics
 from course_utils.display import text_table
-from course_utils.paths import DATA, POCKET_MODEL, POCKET_T5
+from course_utils.paths import POCKET_MODEL, POCKET_T5
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 RECIPES: dict[str, tuple[LoraConfig | None, dict[str, float]]] = {
@@ -111,7 +111,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
     tickets = data.load("tickets", form="prompt-completion")
-    texts = [json.loads(line)["text"] for line in (DATA / "heldout" / "validation.jsonl").open()]
+    texts = list(data.load("heldout", "validation")["text"])
     results = {
         "base model": quality(load_model(), tokenizer, tickets, texts) | {"training, s": 0.0}
     }
