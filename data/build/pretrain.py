@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "data" / "models"
 PROBE_SEED = 2
 VOCAB_SIZE = 3072
-DOCUMENTS = {"llama": 180_000, "t5": 60_000}
+DOCUMENTS = {"llama": 180_000, "t5": 40_000}
 TOKENIZER_DOCUMENTS = 20_000
 BATCH = 32
 POOL = 32  # batches
@@ -147,7 +147,7 @@ def copying_probe() -> list[tuple[str, str, str]]:
             prompt = f"Message: {message.text}\nQuestion: {corpus.QUESTIONS[field][0]}\nAnswer:"
             probe.append((prompt, f" {getattr(message.case, field)}", field))
     for _ in range(60):
-        record = world.corpus_case(rng).record() | {"code": corpus.lexicon.nonsense_word(rng)}
+        record = world.corpus_case(rng).record()
         lines = "\n".join(f"{key}: {value}" for key, value in record.items())
         probe.append((f"{lines}\nJSON:", f" {json.dumps(record)}", "lines to JSON"))
     return probe
@@ -186,12 +186,11 @@ class CausalCollator(DataCollatorForLanguageModeling):
 
 
 class CopyingScore(TrainerCallback):
-    """Prints the copying scores after each evaluation and keeps the last ones."""
+    """Prints the copying scores after each evaluation."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         self.probe = copying_probe()
-        self.scores: dict[str, float] = {}
 
     def on_evaluate(
         self,
@@ -202,11 +201,11 @@ class CopyingScore(TrainerCallback):
     ) -> None:
         model = kwargs["model"]
         model.eval()
-        self.scores = copying_scores(model, self.tokenizer, self.probe)
+        scores = copying_scores(model, self.tokenizer, self.probe)
         model.train()
         tokens = state.num_input_tokens_seen
         print(
-            f"step {state.global_step}, {tokens / 1e6:.1f}M tokens, copying: {self.scores}",
+            f"step {state.global_step}, {tokens / 1e6:.1f}M tokens, copying: {scores}",
             flush=True,
         )
 
@@ -289,7 +288,6 @@ def main() -> None:
         "documents": len(texts),
         "tokens": tokens,
         "heldout_loss": round(loss, 4),
-        "copying": score.scores,
         "learning_rate": options.learning_rate,
         "seed": options.seed,
         "hardware": torch.cuda.get_device_name()

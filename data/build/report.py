@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict
 from peft import LoraConfig
+from pretrain import copying_probe, copying_scores
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -59,6 +60,7 @@ def tune(name: str, tokenizer, tickets: DatasetDict, seed: int) -> tuple[PreTrai
             lr_scheduler_type="cosine",
             warmup_steps=0.05,
             max_length=320,
+            train_sampling_strategy="group_by_length",
             save_strategy="no",
             bf16=False,
             use_cpu=not torch.cuda.is_available(),
@@ -120,6 +122,9 @@ def main() -> None:
         results[name] = quality(model, tokenizer, tickets, texts) | {"training, s": seconds}
         print(f"{name}: done", flush=True)
 
+    copied = copying_scores(load_model(), tokenizer, copying_probe())
+    copying = ", ".join(f"{what} {share:.0%}" for what, share in copied.items())
+    print(f"The base model copies from its context: {copying}")
     headers = ["", *results["base model"]]
     rows = []
     for name, figures in results.items():
@@ -130,6 +135,7 @@ def main() -> None:
         lines = [headers, ["---"] * len(headers), *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         fill_in(POCKET_MODEL / "README.md", "figures", table)
+        fill_in(POCKET_MODEL / "README.md", "copying", f"{copying}.")
         for folder in (POCKET_MODEL, POCKET_T5):
             fill_in(folder / "README.md", "training", training_facts(folder))
 
