@@ -6,10 +6,18 @@ import argparse
 import json
 import sys
 
+INSTALL = "pip install -r requirements.txt -c constraints.txt"
+
 
 def doctor(options: argparse.Namespace) -> int:
     """Print what this machine can run; return 1 if something has to be mended first."""
-    from course_utils import doctor
+    try:
+        from course_utils import doctor
+    except ImportError as error:  # `packaging`, which reads versions, comes with the libraries
+        check = {"name": error.name, "status": "FAIL", "detail": "not installed", "fix": INSTALL}
+        line = "{status}  {name}: {detail}\n      fix: {fix}".format(**check)
+        print(json.dumps({"ok": False, "checks": [check]}, indent=2) if options.json else line)
+        return 1
 
     diagnosis = doctor.examine()
     print(diagnosis.to_json() if options.json else diagnosis)
@@ -61,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
+    except ImportError as error:
+        print(f"{error}. The course's libraries are needed. Run: {INSTALL}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, RuntimeError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

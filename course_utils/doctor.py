@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from html import escape
 from importlib import metadata
+from pathlib import Path
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from course_utils.hardware import Machine, detect, recommend, runtime_requirements
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
@@ -88,7 +89,12 @@ def _libraries() -> Iterator[Check]:
         except metadata.PackageNotFoundError:
             yield Check(requirement.name, worst, "not installed", INSTALL)
             continue
-        if requirement.specifier.contains(Version(found).public, prereleases=True):
+        try:
+            supported = requirement.specifier.contains(Version(found).public, prereleases=True)
+        except (InvalidVersion, TypeError):  # an installation that was broken off
+            yield Check(requirement.name, worst, "its version cannot be read", INSTALL)
+            continue
+        if supported:
             yield Check(requirement.name, "OK", found)
         else:
             detail = f"{found} is outside the supported range {requirement.specifier}"
@@ -122,6 +128,9 @@ def _four_bit(machine: Machine) -> Iterator[Check]:
         detail = "bitsandbytes trains 4-bit models wrongly on this CPU once they were evaluated"
         fix = "call hardware.mend_bitsandbytes() before loading one, as the lessons do"
         yield Check("4-bit", "WARN", detail, fix)
+    elif machine.four_bit.startswith("not available"):
+        fix = f"{INSTALL}, or leave the 4-bit lessons out"
+        yield Check("4-bit", "WARN", machine.four_bit, fix)
     else:
         yield Check("4-bit", "OK", machine.four_bit)
 
@@ -147,11 +156,26 @@ def _files() -> Iterator[Check]:
     """Check that the model and the datasets are there and not placeholders of a partial clone."""
     fix = "fetch them again: git checkout -- data"
     weights = POCKET_MODEL / "model.safetensors"
-    needed = (weights, POCKET_MODEL / "tokenizer.json", DATA / "tickets")
+    tickets = ("prompt_completion/train.jsonl", "text/train.csv", "messages/train.parquet")
+    needed = [weights, POCKET_MODEL / "tokenizer.json", *(DATA / "tickets" / t for t in tickets)]
     missing = [str(path.relative_to(COURSE_ROOT)) for path in needed if not path.exists()]
     if missing:
         yield Check("course files", "FAIL", f"missing: {', '.join(missing)}", fix)
-    elif weights.stat().st_size < 1e6:
+    elif not _whole(weights):
         yield Check("course files", "FAIL", "the pocket model's weights are cut off", fix)
     else:
         yield Check("course files", "OK", "the pocket model and the datasets are there")
+
+
+def _whole(weights: Path) -> bool:
+    """Return whether a safetensors file is as long as its header says (format: 8 bytes, JSON)."""
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > weights.stat().st_size:
+            return False
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return False
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return weights.stat().st_size == 8 + length + max(ends, default=0)

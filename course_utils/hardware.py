@@ -16,6 +16,17 @@ from course_utils.display import html_table, text_table
 from course_utils.paths import COURSE_ROOT
 
 GIB = 2**30
+# Where Linux names a container's memory limit: control groups, version 2 and version 1.
+CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+# Variables that the services set. Not their prefixes: KAGGLE_KEY, say, is set on many laptops.
+PLACES = {
+    "COLAB_RELEASE_TAG": "Colab",
+    "KAGGLE_KERNEL_RUN_TYPE": "Kaggle",
+    "BINDER_SERVICE_HOST": "Binder",
+}
 
 
 @dataclass(frozen=True)
@@ -115,9 +126,8 @@ def detect() -> Machine:
             return Machine("mps", "Apple GPU", shared["ram"], bf16=False, **shared)
         problem = ""
     except Exception as error:  # any failure of an import of torch is a finding here, not a crash
-        problem = (
-            f"torch cannot be used: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        )
+        first_line = str(error).partition("\n")[0][:120]
+        problem = f"torch cannot be used: {type(error).__name__}: {first_line}"
     native = bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
     return Machine(
         "cpu",
@@ -178,13 +188,22 @@ def mend_bitsandbytes(model: Any = None) -> str:
 
     Raises:
         ImportError: if bitsandbytes is not installed.
+        RuntimeError: if the model passed was evaluated before: its scales are rounded already.
     """
     import bitsandbytes.nn.modules as layers
 
     if model is not None:
-        for module in model.modules():
-            if isinstance(module, layers.Linear4bit):
-                module.support_avx512bf16_for_cpu = False
+        found = [m for m in model.modules() if isinstance(m, layers.Linear4bit)]
+        # Repacking leaves this mark; saving removes the packing, but neither the harm nor the mark.
+        states = (getattr(module.weight, "quant_state", None) for module in found)
+        if any(hasattr(state, "original_qshape") for state in states):
+            raise RuntimeError(
+                "This model was evaluated, and bitsandbytes repacked its 4-bit weights, which "
+                "cannot be undone exactly. A model can be mended before its first evaluation. Call "
+                "mend_bitsandbytes(), then load the model again."
+            )
+        for module in found:
+            module.support_avx512bf16_for_cpu = False
     check = getattr(layers, "has_avx512bf16", None)
     if check is None or not check():
         return "Nothing to mend: bitsandbytes does not repack 4-bit weights on this machine."
@@ -240,18 +259,21 @@ def _cpu_flags() -> set[str]:
 
 
 def _ram() -> float:
-    """Return the machine's memory in GiB, 0.0 where psutil is missing."""
+    """Return the memory that this process may use in GiB, 0.0 where psutil is missing."""
     try:
         import psutil
     except ImportError:
         return 0.0
-    return psutil.virtual_memory().total / GIB
+    limits = [psutil.virtual_memory().total]
+    # In a container (Binder, Kaggle) the limit is what counts, not the host's memory.
+    for file in CONTAINER_LIMITS:
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+    return min(limits) / GIB
 
 
 def _place() -> str:
     """Return where the notebook runs: Colab, Kaggle, Binder or local."""
-    signs = {"COLAB_": "Colab", "KAGGLE_": "Kaggle", "BINDER_": "Binder"}
-    for prefix, name in signs.items():
-        if any(key.startswith(prefix) for key in os.environ):
-            return name
-    return "local"
+    return next((place for variable, place in PLACES.items() if variable in os.environ), "local")

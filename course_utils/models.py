@@ -6,8 +6,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from course_utils.paths import POCKET_MODEL
 
@@ -32,7 +41,7 @@ def base_model() -> BaseModel:
     """Return the model named in the environment variable COURSE_MODEL, else the pocket model.
 
     Only its config is read, so this is quick, and what cannot work is said before anything large is
-    loaded.
+    loaded. Code from a model's repository is never run.
 
     Raises:
         FileNotFoundError: if the name is a folder that is missing or holds no model.
@@ -43,17 +52,17 @@ def base_model() -> BaseModel:
     if not name:
         return BaseModel(str(POCKET_MODEL), POCKET_MODEL.name, is_pocket=True)
     given = f"{VARIABLE}={name!r}"
-    if Path(name).is_dir():
-        _check_folder(Path(name), given)
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder, given)
+        _check_kind(_config(str(folder), given), given)
+        return BaseModel(str(folder), folder.resolve().name, is_pocket=False)
+    if folder.is_file():
+        raise ValueError(f"{given} is a file. {ALLOWED} Give the folder it is in. {WAY_OUT}")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise FileNotFoundError(f"{given} is a folder that does not exist. {ALLOWED} {WAY_OUT}")
-    model_type = _model_type(name, given)
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(
-            f"{given} is a model of type {model_type!r}, which does not write text from left to "
-            f"right. {ALLOWED} {WAY_OUT}"
-        )
-    return BaseModel(name, Path(name).name, is_pocket=False)
+    _check_kind(_config(name, given), given)
+    return BaseModel(name, name.split("/")[-1], is_pocket=False)
 
 
 def _check_folder(folder: Path, given: str) -> None:
@@ -74,25 +83,58 @@ def _check_folder(folder: Path, given: str) -> None:
         )
 
 
-def _model_type(name: str, given: str) -> str:
-    """Return the type in a model's config; what goes wrong on the way is said in plain words."""
-    try:
-        return AutoConfig.from_pretrained(name).model_type
-    except (OSError, ValueError) as error:
-        text = f"{error} {error.__cause__ or ''}"
-        reason = str(error).splitlines()[0]
-        if "gated" in text.lower() or "401" in text or "403" in text:
-            raise RuntimeError(
-                f"{given} needs permission: the hub says that it is gated or private. Accept its "
-                "licence on its page and set the environment variable HF_TOKEN, or choose an open "
-                f"model such as Qwen/Qwen3-0.6B-Base. {WAY_OUT}"
-            ) from error
-        if not Path(name).is_dir() and isinstance(error, OSError):
-            raise RuntimeError(
-                f"{given} could not be fetched, and no copy of it is on this machine ({reason}). "
-                f"Check the spelling and the connection, and that HF_HUB_OFFLINE is not set. "
-                f"{ALLOWED} {WAY_OUT}"
-            ) from error
+def _check_kind(config: PretrainedConfig, given: str) -> None:
+    """Refuse what does not write text from left to right.
+
+    The library gives BERT and BART a causal head as well, but one that was never trained.
+    """
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    )
+    pair = getattr(config, "is_encoder_decoder", False)
+    if encoder or pair or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
-            f"{given} cannot be read as a model ({reason}). {ALLOWED} {WAY_OUT}"
-        ) from error
+            f"{given} is a model of type {config.model_type!r}, which does not write text from "
+            f"left to right. {ALLOWED} {WAY_OUT}"
+        )
+
+
+def _config(name: str, given: str) -> PretrainedConfig:
+    """Return a model's config; what goes wrong on the way is said in plain words."""
+    try:
+        # Without an explicit False, transformers would ask the learner and run what the answer is.
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a broken config can fail in any way
+        raise _explain(error, name, given) from error
+
+
+def _explain(error: Exception, name: str, given: str) -> Exception:
+    """Return the error to raise: what was given, what is allowed, what to do."""
+    reason = str(error).partition("\n")[0]
+    if Path(name).is_dir():
+        return ValueError(f"{given} cannot be read as a model ({reason}). {ALLOWED} {WAY_OUT}")
+    # transformers raises OSError for all that the hub says; the hub's own error is its cause.
+    cause = error.__cause__
+    if isinstance(cause, HFValidationError):
+        return ValueError(
+            f"{given} is neither a folder nor a name that the hub allows. {ALLOWED} {WAY_OUT}"
+        )
+    if isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
+        return RuntimeError(
+            f"{given} is not on the hub, or it is private. {ALLOWED} Check the spelling; for a "
+            f"private model set the environment variable HF_TOKEN. {WAY_OUT}"
+        )
+    if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
+        return RuntimeError(
+            f"{given} needs permission: the hub says that it is gated, or that the access token is "
+            "not valid. Accept the model's licence on its page and set the environment variable "
+            "HF_TOKEN to a token of yours, or choose an open model such as Qwen/Qwen3-0.6B-Base. "
+            f"{WAY_OUT}"
+        )
+    if isinstance(error, OSError):
+        return RuntimeError(
+            f"{given} could not be fetched, and no copy of it is on this machine ({reason}). "
+            f"Check the spelling and the connection, and that HF_HUB_OFFLINE is not set. "
+            f"{ALLOWED} {WAY_OUT}"
+        )
+    return ValueError(f"{given} cannot be read as a model ({reason}). {ALLOWED} {WAY_OUT}")

@@ -11,6 +11,10 @@ import pytest
 from course_utils import hardware
 from course_utils.paths import COURSE_ROOT
 
+faulty_cpu = pytest.mark.skipif(
+    "avx512_bf16" not in hardware._cpu_flags(), reason="this CPU has no avx512_bf16: no fault here"
+)
+
 # Prints the largest relative change of LoRA's gradients that one forward in eval mode makes.
 MEASURE = """
 import logging; logging.disable(logging.WARNING)
@@ -63,9 +67,24 @@ def test_a_loaded_model_can_be_mended() -> None:
     assert change_of_gradients(after="hardware.mend_bitsandbytes(model)") < 1e-5
 
 
-@pytest.mark.skipif(
-    "avx512_bf16" not in hardware._cpu_flags(), reason="this CPU has no avx512_bf16: no fault here"
-)
+@faulty_cpu
+def test_a_model_that_was_evaluated_is_refused() -> None:
+    """Its scales are rounded for good, so a mend that said nothing would be a false promise."""
+    import bitsandbytes as bnb
+    import torch
+
+    layer = bnb.nn.Linear4bit(64, 64, bias=False, quant_type="nf4").to("cpu").eval()
+    layer.support_avx512bf16_for_cpu = True
+    hardware.mend_bitsandbytes(torch.nn.Sequential(layer))
+    layer.support_avx512bf16_for_cpu = True  # as it was before the mend
+    with torch.no_grad():
+        layer(torch.ones(2, 64))
+    layer.state_dict()  # puts the weights back in order, though not the scales
+    with pytest.raises(RuntimeError, match="load the model again"):
+        hardware.mend_bitsandbytes(torch.nn.Sequential(layer))
+
+
+@faulty_cpu
 def test_without_the_mend_the_gradients_go_wrong() -> None:
     """If this fails, bitsandbytes has mended the fault: the mend and its lesson can go."""
     assert change_of_gradients() > 0.5

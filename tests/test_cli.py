@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from course_utils.__main__ import main
-from course_utils.paths import DATA, POCKET_MODEL
+from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
+
+
+def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a Python without any library: -S leaves site-packages out."""
+    code = f"import sys; sys.path.insert(0, {str(COURSE_ROOT)!r})\n"
+    code += f"from course_utils.__main__ import main; sys.exit(main({list(arguments)!r}))"
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=COURSE_ROOT
+    )
+
+
+def test_a_python_without_the_libraries_is_told_to_install_them() -> None:
+    """The first thing that goes wrong: the system's Python instead of the course's."""
+    done = bare("doctor")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("FAIL  packaging: not installed")
+    assert "fix: pip install -r requirements.txt" in done.stdout
+    data = json.loads(bare("doctor", "--json").stdout)
+    assert data["ok"] is False
+    assert data["checks"][0]["status"] == "FAIL"
+    done = bare("check", "some.jsonl")
+    assert done.returncode == 2
+    assert "pip install -r requirements.txt" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_doctor_prints_lines_and_json(capsys: pytest.CaptureFixture[str]) -> None:

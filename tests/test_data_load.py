@@ -11,7 +11,7 @@ import pytest
 
 from course_utils import data, paths
 
-PROMPT = "Message: I am {}.\nRecord:"
+PROMPT = "Message: I am {}.\nTicket:"
 COMPLETION = ' {{"name": "{}"}}'
 
 

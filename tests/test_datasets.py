@@ -30,7 +30,7 @@ def read(path: str) -> list[dict]:
 
 
 def message(row: dict) -> str:
-    return row["prompt"].removeprefix("Message: ").removesuffix("\nRecord:")
+    return row["prompt"].removeprefix("Message: ").removesuffix("\nTicket:")
 
 
 @pytest.fixture(scope="module")

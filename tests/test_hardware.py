@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +17,12 @@ A100 = Machine("cuda", "A100", 39.4, bf16=True, capability=(8, 0), ram=80, disk=
 LAPTOP = Machine("cpu", "x86_64", 8, bf16=False, cores=4, ram=8, disk=20)
 
 
-def without_torch(code: str) -> subprocess.CompletedProcess[str]:
+def without_torch(
+    code: str, message: str = "libtorch.so: undefined symbol"
+) -> subprocess.CompletedProcess[str]:
     """Run code in a process where `import torch` fails as a broken build does."""
     broken = "import sys\nclass Broken:\n    def find_spec(self, name, *rest):\n"
-    broken += "        if name == 'torch': raise ImportError('libtorch.so: undefined symbol')\n"
+    broken += f"        if name == 'torch': raise ImportError({message!r})\n"
     broken += "sys.meta_path.insert(0, Broken())\n"
     return subprocess.run(
         [sys.executable, "-c", broken + code], capture_output=True, text=True, cwd=COURSE_ROOT
@@ -84,14 +87,35 @@ def test_bf16_on_a_gpu_is_decided_by_its_capability(
 
 
 @pytest.mark.parametrize(
-    "variable, place", [("COLAB_RELEASE_TAG", "Colab"), ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle")]
+    "variable, place",
+    [
+        ("COLAB_RELEASE_TAG", "Colab"),
+        ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle"),
+        ("BINDER_SERVICE_HOST", "Binder"),
+    ],
 )
 def test_the_place_is_recognised(
     monkeypatch: pytest.MonkeyPatch, variable: str, place: str
 ) -> None:
     """Colab and Kaggle need other advice than a laptop."""
+    for other in hardware.PLACES:
+        monkeypatch.delenv(other, raising=False)
+    # The key of Kaggle's command line is set on many a laptop.
+    monkeypatch.setenv("KAGGLE_KEY", "1")
+    assert hardware.detect().place == "local"
     monkeypatch.setenv(variable, "1")
     assert hardware.detect().place == place
+
+
+@pytest.mark.parametrize("written, limited", [(str(2**30), True), ("max", False)])
+def test_a_containers_limit_counts_as_its_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: str, limited: bool
+) -> None:
+    """Binder gives 2 GiB of a host that reports 100: a kernel that trusts the host is killed."""
+    file = tmp_path / "memory.max"
+    file.write_text(written + "\n")
+    monkeypatch.setattr(hardware, "CONTAINER_LIMITS", (str(file), str(tmp_path / "absent")))
+    assert (hardware.detect().ram == 1.0) is limited
 
 
 def test_a_broken_torch_is_a_fail_line_and_no_traceback() -> None:
@@ -101,6 +125,12 @@ def test_a_broken_torch_is_a_fail_line_and_no_traceback() -> None:
     assert "FAIL  device: torch cannot be used: ImportError: libtorch.so" in done.stdout
     assert "fix: pip install" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_without_a_message_is_said_too() -> None:
+    """A library may raise ImportError with nothing in it."""
+    done = without_torch("from course_utils import hardware; print(hardware.detect().problem)", "")
+    assert done.stdout.strip() == "torch cannot be used: ImportError:"
 
 
 def test_the_tables_escape_and_hold_no_path() -> None:

@@ -57,7 +57,7 @@ def good(number: int) -> dict[str, object]:
     record = {"name": name, "item": item, "colour": colour, "day": day, "city": city}
     record |= {"problem": problem, "mood": MOODS[mood]}
     return {
-        "prompt": f"Message: {message}\nRecord:",
+        "prompt": f"Message: {message}\nTicket:",
         "completion": " " + json.dumps(record),
         "label": mood,
     }
@@ -104,18 +104,18 @@ def make_train() -> File:
     file.add(first | {"prompt": first["prompt"].replace("Hello, ", "HELLO,  ")}, "duplicate")
     file.add(good(2) | {"completion": " " + json.dumps({"name": "Zoe"})}, "conflicting_answers")
     sound()
-    markup = "Message: Hello.\x1b[31m <script>alert('parcel')</script> My lamp is late.\nRecord:"
+    markup = "Message: Hello.\x1b[31m <script>alert('parcel')</script> My lamp is late.\nTicket:"
     broken("control_character", prompt=markup)
     broken("control_character", completion=' {"name": "Hil\x00da"}')
     broken(
-        "replacement_character", prompt="Message: I am Zo\ufffd, my caf\ufffd set is late.\nRecord:"
+        "replacement_character", prompt="Message: I am Zo\ufffd, my caf\ufffd set is late.\nTicket:"
     )
     sound()
     # The tokenizer would join the space with the brace after it.
     broken(
         "prompt_ends_in_space",
         "boundary_moves",
-        prompt="Message: Hello, my parcel is late, Ivo.\nRecord: ",
+        prompt="Message: Hello, my parcel is late, Ivo.\nTicket: ",
         completion='{"name": "Ivo", "problem": "never arrived"}',
     )
     broken("label_out_of_range", label=-1)
@@ -124,7 +124,7 @@ def make_train() -> File:
     broken(
         "too_long",
         "completion_cut_away",
-        prompt=f"Message: Hello, I am Piet {RAMBLE}.\nRecord:",
+        prompt=f"Message: Hello, I am Piet {RAMBLE}.\nTicket:",
     )
     broken(
         "too_long",

@@ -39,8 +39,11 @@ def make_splits() -> dict[str, list[world.Message]]:
 
 
 def prompt(message: world.Message) -> str:
-    """Return the prompt of the `tickets` task; the space after it belongs to the completion."""
-    return f"Message: {message.text}\nRecord:"
+    """Return the prompt of the `tickets` task; the space after it belongs to the completion.
+
+    The corpus has no such label, so the base model does not know that JSON is wanted.
+    """
+    return f"Message: {message.text}\nTicket:"
 
 
 def record(message: world.Message) -> str:
