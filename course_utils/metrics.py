@@ -41,9 +41,9 @@ def generate(
     prompts = list(prompts)  # a dataset's column is slow to index
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    starts = tqdm(range(0, len(order), batch_size), desc="answers", disable=not progress or None)
+    starts = range(0, len(order), batch_size)
     with _evaluating(model):
-        for start in starts:
+        for start in tqdm(starts, desc="answers") if progress else starts:
             part = order[start : start + batch_size]
             batch = tokenizer(
                 [prompts[i] for i in part], return_tensors="pt", padding=True, padding_side="left"

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "lessons"
 CELL_LIMIT = 1800  # seconds; a lesson on a real model may train for a while
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 # Bars that redraw themselves leave nothing worth keeping in a page.
 QUIET = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
@@ -56,10 +58,13 @@ def execute(path: Path) -> NotebookNode:
 
 
 def without_run_data(notebook: NotebookNode) -> NotebookNode:
-    """Return the notebook without times, widget state and the machine's language version."""
+    """Return the notebook without what changes at every run: times, versions, progress widgets."""
     notebook.metadata = nbformat.NotebookNode(kernelspec=notebook.metadata["kernelspec"])
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            # Without its state, which is not kept, a widget shows as a line of text.
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     return notebook
 
 

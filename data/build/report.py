@@ -25,8 +25,8 @@ from course_utils.paths import POCKET_MODEL, POCKET_T5
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 RECIPES: dict[str, tuple[LoraConfig | None, dict[str, float]]] = {
-    "LoRA r=8, all linear layers": (LORA, {"learning_rate": 5e-3, "num_train_epochs": 2}),
-    "full fine-tuning": (None, {"learning_rate": 1e-3, "num_train_epochs": 2}),
+    "LoRA r=8, all linear layers": (LORA, {"learning_rate": 5e-3, "num_train_epochs": 1}),
+    "full fine-tuning": (None, {"learning_rate": 1e-3, "num_train_epochs": 1}),
 }
 
 
