@@ -217,7 +217,9 @@ def test_make_says_what_it_can_do() -> None:
     """`make` alone explains itself, every target included."""
     makefile = (COURSE_ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.M)[0].split()
-    done = subprocess.run(["make"], cwd=COURSE_ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory"], cwd=COURSE_ROOT, capture_output=True, text=True
+    )
     assert {line.split()[0] for line in done.stdout.splitlines()} == set(targets)
 
 
