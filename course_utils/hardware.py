@@ -147,7 +147,13 @@ def recommend(machine: Machine) -> Advice:
         dtype = (
             ("bfloat16", "this GPU computes in it, and it has the range of float32")
             if machine.bf16
-            else ("float16", "this GPU only emulates bfloat16, which is slow")
+            # SFTTrainer leaves the adapter of a 4-bit model in bfloat16, whose gradients the loss
+            # scaling of float16 cannot read.
+            else (
+                "float16",
+                "this GPU only emulates bfloat16, which is slow; on a 4-bit base, cast the "
+                "adapter to float32 between making the trainer and training",
+            )
         )
         optimizer = (
             ("paged_adamw_8bit", "its state is a quarter as large and moves to RAM under pressure")
