@@ -6,18 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from course_utils.configs import read_config
 from course_utils.paths import POCKET_MODEL
 
 VARIABLE = "COURSE_MODEL"
@@ -55,13 +50,13 @@ def base_model() -> BaseModel:
     folder = Path(name).expanduser()
     if folder.is_dir():
         _check_folder(folder, given)
-        _check_kind(_config(str(folder), given), given)
+        _check_kind(read_config(str(folder), given, ALLOWED, WAY_OUT), given)
         return BaseModel(str(folder), folder.resolve().name, is_pocket=False)
     if folder.is_file():
         raise ValueError(f"{given} is a file. {ALLOWED} Give the folder it is in. {WAY_OUT}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise FileNotFoundError(f"{given} is a folder that does not exist. {ALLOWED} {WAY_OUT}")
-    _check_kind(_config(name, given), given)
+    _check_kind(read_config(name, given, ALLOWED, WAY_OUT), given)
     return BaseModel(name, name.split("/")[-1], is_pocket=False)
 
 
@@ -97,44 +92,3 @@ def _check_kind(config: PretrainedConfig, given: str) -> None:
             f"{given} is a model of type {config.model_type!r}, which does not write text from "
             f"left to right. {ALLOWED} {WAY_OUT}"
         )
-
-
-def _config(name: str, given: str) -> PretrainedConfig:
-    """Return a model's config; what goes wrong on the way is said in plain words."""
-    try:
-        # Without an explicit False, transformers would ask the learner and run what the answer is.
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # a broken config can fail in any way
-        raise _explain(error, name, given) from error
-
-
-def _explain(error: Exception, name: str, given: str) -> Exception:
-    """Return the error to raise: what was given, what is allowed, what to do."""
-    reason = str(error).partition("\n")[0]
-    if Path(name).is_dir():
-        return ValueError(f"{given} cannot be read as a model ({reason}). {ALLOWED} {WAY_OUT}")
-    # transformers raises OSError for all that the hub says; the hub's own error is its cause.
-    cause = error.__cause__
-    if isinstance(cause, HFValidationError):
-        return ValueError(
-            f"{given} is neither a folder nor a name that the hub allows. {ALLOWED} {WAY_OUT}"
-        )
-    if isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
-        return RuntimeError(
-            f"{given} is not on the hub, or it is private. {ALLOWED} Check the spelling; for a "
-            f"private model set the environment variable HF_TOKEN. {WAY_OUT}"
-        )
-    if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
-        return RuntimeError(
-            f"{given} needs permission: the hub says that it is gated, or that the access token is "
-            "not valid. Accept the model's licence on its page and set the environment variable "
-            "HF_TOKEN to a token of yours, or choose an open model such as Qwen/Qwen3-0.6B-Base. "
-            f"{WAY_OUT}"
-        )
-    if isinstance(error, OSError):
-        return RuntimeError(
-            f"{given} could not be fetched, and no copy of it is on this machine ({reason}). "
-            f"Check the spelling and the connection, and that HF_HUB_OFFLINE is not set. "
-            f"{ALLOWED} {WAY_OUT}"
-        )
-    return ValueError(f"{given} cannot be read as a model ({reason}). {ALLOWED} {WAY_OUT}")

@@ -1,0 +1,173 @@
+"""A model's config by name, file, folder or hub id, and the model without its weights."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from course_utils.paths import CONFIGS
+
+
+def shipped() -> list[str]:
+    """Return the names of the configs that the course ships, which `load_config` takes."""
+    return sorted(file.stem for file in CONFIGS.glob("*.json"))
+
+
+def load_config(model: str | Path | PretrainedConfig) -> PretrainedConfig:
+    """Return a model's config; only the config is read, and no code of its repository is run.
+
+    `model` is one of the names in `shipped()` (in upper or lower case), a config.json, a folder
+    that holds one, or a model's name on the Hugging Face Hub; a config is returned as it is. A
+    folder that has the name of a shipped config is reached as "./name".
+
+    Raises:
+        FileNotFoundError: if the file or folder is missing, or holds no config.json.
+        ValueError: if it is an adapter, or cannot be read as a model's config.
+        RuntimeError: if the hub cannot be asked, does not know it, or wants an access token.
+    """
+    if isinstance(model, PretrainedConfig):
+        return model
+    if not isinstance(model, str | Path) or not str(model).strip():
+        raise ValueError(f"{model!r} was given as a model. {_allowed()}")
+    name = str(model).strip()
+    if name.lower() in shipped():
+        return read_config(str(CONFIGS / f"{name.lower()}.json"), repr(name), _allowed())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_folder(path, name)
+        return read_config(str(path), repr(name), _allowed())
+    if path.is_file():
+        if path.suffix != ".json":
+            raise ValueError(
+                f"{name!r} is a file, but not a config. {_allowed()} Give the folder it is in."
+            )
+        return read_config(str(path), repr(name), _allowed())
+    local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if local or path.suffix == ".json":
+        raise FileNotFoundError(f"{name!r} does not exist. {_allowed()} Check the path.")
+    return read_config(name, repr(name), _allowed())
+
+
+def read_config(source: str, given: str, allowed: str, way_out: str = "") -> PretrainedConfig:
+    """Return the config of a file, folder or hub id; what goes wrong is said in plain words.
+
+    `given` says in an error what the reader gave, `allowed` what is allowed, and `way_out` what
+    else there is to do.
+
+    Raises:
+        ValueError, RuntimeError: as `load_config`.
+    """
+    try:
+        # Without an explicit False, transformers would ask the learner and run what the answer is.
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # a broken config can fail in any way
+        raise _explain(error, source, given, allowed, way_out) from error
+
+
+def build_empty(config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model that a config describes on the meta device: shapes, but no weights.
+
+    The model has the head of its kind: sequence-to-sequence, masked or causal language modelling,
+    else none. Nothing is downloaded and next to no memory taken.
+
+    Raises:
+        ValueError: if transformers has no model for the config, or cannot build one from it.
+    """
+    kinds = (AutoModelForSeq2SeqLM, AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel)
+    if not getattr(config, "is_encoder_decoder", False):
+        kinds = kinds[1:]
+    if getattr(config, "is_decoder", False):  # BERT as a decoder, say
+        kinds = (AutoModelForCausalLM, AutoModel)
+    kind = next((k for k in kinds if type(config) in k._model_mapping), None)
+    if kind is None:
+        raise ValueError(
+            f"transformers has no model for a config of type {config.model_type!r}. Give the "
+            "config of a language model, such as one of AutoModelForCausalLM's."
+        )
+    try:
+        # transformers warns that BERT as a decoder was not trained as one, and the like.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return kind.from_config(config, trust_remote_code=False)
+    except Exception as error:  # a config can be inconsistent in any way
+        raise ValueError(
+            f"The config of type {config.model_type!r} describes no model that transformers can "
+            f"build ({type(error).__name__}: {_first_line(error)}). Check its sizes: hidden_size, "
+            "the number of heads and head_dim have to fit."
+        ) from error
+
+
+def _allowed() -> str:
+    names = ", ".join(shipped())
+    return (
+        "Allowed are a config that the course ships" + (f" ({names})" if names else "") + ", a "
+        "config.json, a folder that holds one, or a model's name on the Hugging Face Hub (such as "
+        "Qwen/Qwen3-0.6B-Base)."
+    )
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    if (folder / "config.json").exists():
+        return
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{name!r} is an adapter, not a model. Give the model that it was trained on: it "
+            "stands in adapter_config.json as base_model_name_or_path."
+        )
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    raise FileNotFoundError(
+        f"{name!r} is a folder without a config.json (it holds {found}). {_allowed()}"
+    )
+
+
+def _explain(error: Exception, source: str, given: str, allowed: str, way_out: str) -> Exception:
+    """Return the error to raise: what was given, what is allowed, what to do."""
+    # transformers raises OSError for all that the hub says; the hub's own error is its cause.
+    cause = error.__cause__
+    reason, kind = _first_line(error), RuntimeError
+    if Path(source).exists() or not isinstance(error, OSError):
+        kind = ValueError
+        said = (
+            f"cannot be read as a model's config ({reason}). It has to be JSON with a model_type "
+            "that transformers knows. Check the file, or the installed version."
+        )
+    elif isinstance(cause, HFValidationError):
+        kind, said = ValueError, f"is neither a path nor a name that the hub allows. {allowed}"
+    elif isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
+        said = (
+            f"is not on the hub, or it is private. {allowed} Check the spelling; for a private "
+            "model set the environment variable HF_TOKEN."
+        )
+    elif isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
+        said = (
+            "needs permission: the hub says that it is gated, or that the access token is not "
+            "valid. Accept the model's licence on its page and set the environment variable "
+            "HF_TOKEN to a token of yours, or choose an open model such as Qwen/Qwen3-0.6B-Base."
+        )
+    else:
+        said = (
+            f"could not be fetched, and no copy of it is on this machine ({reason}). {allowed} "
+            "Check the spelling and the connection, and that HF_HUB_OFFLINE is not set."
+        )
+    return kind(f"{given} {said} {way_out}".rstrip())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

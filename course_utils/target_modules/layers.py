@@ -1,0 +1,205 @@
+"""The layers of a model that LoRA can adapt: where each is, its kind, its shape, what it costs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# What peft's LoRA can take the place of; bitsandbytes' layers are nn.Linear as well.
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, *CONVOLUTIONS, nn.MultiheadAttention)
+
+# Parts of a module's path that lead out of the language model.
+TOWERS = {
+    "vision": re.compile(r"vision|visual|image|img"),
+    "audio": re.compile(r"audio|speech|depth_decoder|encodec"),
+    "projector": re.compile(r"projector|multi_modal"),
+}
+# Names of classes, the innermost module first; the first that fits says what a layer belongs to.
+BLOCKS = (
+    ("router", re.compile(r"Router|TopK?Gating")),
+    ("MLP", re.compile(r"MLP|Mlp|FeedForward|FFN|FFLayer|DenseAct|DenseGatedA|Intermediate")),
+    ("attention", re.compile(r"SelfOutput|CrossOutput|BertSelf")),
+    ("MLP", re.compile(r"Output$|Adapter$")),
+    ("attention", re.compile(r"Attention|Attn|MLA$")),
+    ("state-space", re.compile(r"Mamba|Mixer|DeltaNet|Rglru|RecurrentBlock|SSM|xLSTM|mLSTM")),
+    ("convolution", re.compile(r"ShortConv|Convolution")),
+)
+ROUTERS = ("router", "gate", "shared_expert_gate")
+SHARED = re.compile(r"(^|\.)shared_(experts?|mlp)\.")
+MLP_NAMES = re.compile(r"(^|\.)(ffn|mlp|feed_forward)(\.|$)|(^|\.)fc\d$")
+FUSED = {
+    "query, key and value in one matrix": re.compile(r"qkv|query_key_value|^c_attn$"),
+    "gate and up in one matrix": re.compile(r"gate_up_proj"),
+}
+LINEAR_FORWARDS = ("FalconLinear",)  # subclasses whose own forward is still x W^T + b
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module, or a bare parameter, that LoRA can adapt.
+
+    `name` is its whole name in the model. `shape` starts with d_in and d_out; a parameter that
+    holds several experts has their number in front, a convolution its kernel behind. `parameters`
+    counts the weight, without a bias; `weight` tells layers that share one from each other.
+    """
+
+    name: str
+    kind: str
+    type: str
+    shape: tuple[int, ...]
+    parameters: int
+    weight: int
+    is_parameter: bool = False
+    groups: int = 1
+    note: str = ""
+
+    def adapter(self, r: int) -> int | None:
+        """Return the parameters of a LoRA adapter of rank r, None where peft cannot make one.
+
+        A matrix takes r (d_in + d_out): B is d_out x r and A is r x d_in (Hu et al., LoRA, 2021,
+        arXiv 2106.09685, sections 4.1 and 4.2). peft gives each expert of a 3-D parameter a pair of
+        its own, a convolution an A with its kernel, and MultiheadAttention two pairs.
+        """
+        if self.type == "MultiheadAttention":
+            d = self.shape[0]
+            return r * (d + 3 * d) + r * (d + d)
+        if self.is_parameter:
+            *experts, d_in, d_out = self.shape
+            return math.prod(experts) * r * (d_in + d_out)
+        d_in, d_out, *kernel = self.shape
+        if r % self.groups:
+            return None
+        return r * d_in * math.prod(kernel) + r // self.groups * d_out
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """Return every layer of a model that LoRA can adapt, in the model's order.
+
+    Raises:
+        ValueError: if the model has an adapter already.
+    """
+    modules = dict(model.named_modules())
+    adapted = next((name for name, m in modules.items() if isinstance(m, BaseTunerLayer)), None)
+    if adapted is not None:
+        raise ValueError(
+            f"The model has an adapter already, at {adapted!r}. What can be adapted is read from a "
+            "model without one. Ask before get_peft_model, or give the config: model.config."
+        )
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    prefix = getattr(model, "base_model_prefix", "")
+    has_base = bool(prefix) and hasattr(model, prefix)
+    layers = []
+    for name, module in modules.items():
+        outer = [modules[".".join(name.split(".")[:i])] for i in range(name.count(".") + 1)]
+        outside = has_base and name.split(".")[0] != prefix
+        if isinstance(module, ADAPTABLE):
+            kind = "head" if module is output else _kind(name, module, outer, outside)
+            layers.append(_layer(name, module, kind, outer))
+        else:
+            layers += _parameters(name, module, outer)
+    return layers
+
+
+def _layer(name: str, module: nn.Module, kind: str, outer: list[nn.Module]) -> Layer:
+    leaf, groups, weight = name.rpartition(".")[2], 1, getattr(module, "weight", None)
+    notes = [what for what, pattern in FUSED.items() if pattern.search(leaf)]
+    if isinstance(module, nn.MultiheadAttention):
+        shape, weight = (module.embed_dim, module.embed_dim), module.in_proj_weight
+        count = weight.numel()  # out_proj is a layer of its own
+    elif isinstance(module, CONVOLUTIONS):
+        groups, count = module.groups, weight.numel()
+        shape = (module.in_channels, module.out_channels, *module.kernel_size)
+        if groups > 1:
+            notes.append(f"{groups} groups: the rank must be a multiple, and no merging")
+    else:
+        # A 4-bit weight is packed: its own shape is not that of the matrix.
+        if isinstance(module, nn.Linear):
+            shape = (module.in_features, module.out_features)
+        else:  # Conv1D and an embedding hold their weight as d_in x d_out
+            shape = tuple(weight.shape)
+        count = math.prod(shape)
+    if isinstance(outer[-1], nn.MultiheadAttention):
+        notes.append("MultiheadAttention reads its weight past the adapter: no effect")
+    own_forward = type(module).forward is not nn.Linear.forward
+    if isinstance(module, nn.Linear) and own_forward and not _is_plain(module):
+        notes.append(f"{type(module).__name__} computes more than a product: test an adapter on it")
+    return Layer(
+        name,
+        kind,
+        type(module).__name__,
+        shape,
+        count,
+        id(weight),
+        groups=groups,
+        note="; ".join(notes),
+    )
+
+
+def _is_plain(module: nn.Linear) -> bool:
+    quantized = type(module).__module__.startswith("bitsandbytes")
+    return quantized or type(module).__name__ in LINEAR_FORWARDS
+
+
+def _parameters(name: str, module: nn.Module, outer: list[nn.Module]) -> Iterator[Layer]:
+    """Yield the expert tensors and router matrices that a module holds as bare parameters."""
+    owner = type(module).__name__
+    for leaf, parameter in module.named_parameters(recurse=False):
+        experts = "Experts" in owner and parameter.dim() == 3
+        router = parameter.dim() == 2 and leaf == "weight" and BLOCKS[0][1].search(owner)
+        if not experts and not router:
+            continue
+        shape = tuple(parameter.shape)
+        # As in peft's ParamWrapper: (experts, d_out, d_in), unless the module says otherwise.
+        if router or not getattr(module, "is_transposed", False):
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        kind = "router" if router else "shared expert" if SHARED.search(name) else "expert"
+        notes = [what for what, pattern in FUSED.items() if pattern.search(leaf)]
+        yield Layer(
+            f"{name}.{leaf}",
+            _tower(name) or kind,
+            "Parameter",
+            shape,
+            parameter.numel(),
+            id(parameter),
+            is_parameter=True,
+            note="; ".join(notes),
+        )
+
+
+def _kind(name: str, module: nn.Module, outer: list[nn.Module], outside: bool) -> str:
+    tower = _tower(name)
+    if tower:
+        return tower
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if isinstance(module, CONVOLUTIONS):
+        return "convolution"
+    parts = name.split(".")
+    owners = [type(one).__name__ for one in (*outer[1:], module)]
+    if parts[-1] in ROUTERS or any(BLOCKS[0][1].search(owner) for owner in owners):
+        return "router"
+    if SHARED.search(name):
+        return "shared expert"
+    if any("experts" in part for part in parts):
+        return "expert"
+    if outside:
+        return "head"
+    for one in reversed(outer[1:]):
+        for kind, pattern in BLOCKS:
+            if pattern.search(type(one).__name__):
+                return kind
+    return "MLP" if MLP_NAMES.search(name) else "other"
+
+
+def _tower(name: str) -> str:
+    parts = name.lower().split(".")
+    found = (kind for part in parts for kind, pattern in TOWERS.items() if pattern.search(part))
+    return next(found, "")
