@@ -11,6 +11,8 @@ import warnings
 # kernel is missing, and a line for every 8-bit product; TRL and PEFT still use an old name of
 # transformers (activation_checkpointing is the new one).
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", r".*gradient_checkpointing` is deprecated", FutureWarning)
+warnings.filterwarnings(
+    "ignore", r".*gradient_checkpointing(_enable)?` is deprecated", FutureWarning
+)
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from course_utils import configs
 from course_utils.__main__ import main
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 
@@ -76,3 +77,120 @@ def test_a_wrong_call_shows_the_usage(
         main(arguments)
     assert stop.value.code == 2
     assert "usage: python -m course_utils" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", configs.shipped())
+def test_memory_answers_for_every_shipped_shape(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a network: the categories, their sum, the overhead, and where it fits."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["memory", "--model", name, "--method", "qlora", "--length", "256"]) == 0
+    said = capsys.readouterr().out
+    for words in ("weights", "adapters", "sum", "overhead (1 GiB + 5%, assumed)", "fits: "):
+        assert words in said
+
+
+def test_memory_for_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """How far it goes where it fits; what to change where it does not, and exit code 1."""
+    given = ["memory", "--model", str(POCKET_MODEL), "--length", "128", "--overhead", "0"]
+    assert main([*given, "--gpu", "T4"]) == 0
+    assert "largest batch" in capsys.readouterr().out
+    assert main([*given, "--gpu", "0.02", "--no-gradient-checkpointing", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    (row,) = data["rows"]
+    assert row["fits"] is False
+    assert row["needed"] == data["memory"]["lora"]["peak"] + row["overhead"]
+    assert data["memory"]["lora"]["settings"]["gradient_checkpointing"] is False
+
+
+def test_memory_options_reach_the_prediction(capsys: pytest.CaptureFixture[str]) -> None:
+    """An option that is accepted and ignored would be a wrong plan."""
+    given = ["memory", "--model", str(POCKET_MODEL), "--length", "128", "--json"]
+    peaks = {}
+    for options in (
+        (), ("--method", "full"), ("--batch-size", "4"), ("--no-gradient-checkpointing",),
+        ("--optimizer", "sgd"), ("--dtype", "float32"), ("--loss", "full"), ("--shards", "2"),
+    ):  # fmt: skip
+        assert main([*given, *options]) == 0
+        peaks[options] = json.loads(capsys.readouterr().out)["memory"]
+    plain = peaks.pop(())
+    assert all(found != plain for found in peaks.values())
+
+
+def test_memory_lists_what_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names to copy."""
+    assert main(["memory", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "llama-3.1-8b" in said
+    assert "RTX 4090" in said
+    assert main(["memory", "--list", "--json"]) == 0
+    assert "qwen3-8b" in json.loads(capsys.readouterr().out)["models"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "--model"),
+        (["--model", "no/such/folder"], "does not exist"),
+        (["--model", "llama-3.1-8b", "--method", "lorra"], "lorra"),
+        (["--model", "llama-3.1-8b", "--gpu", "GTX 9999"], "GTX 9999"),
+        (["--model", "llama-3.1-8b", "--batch-size", "0"], "0"),
+        (["--model", "llama-3.1-8b", "--length", "-5"], "-5"),
+        (["--model", "llama-3.1-8b", "--optimizer", "adam9"], "adam9"),
+        (["--model", "llama-3.1-8b", "--dtype", "int3"], "int3"),
+        (["--model", "llama-3.1-8b", "--loss", "half"], "half"),
+        (["--model", "llama-3.1-8b", "--shards", "0"], "0"),
+        (["--model", "llama-3.1-8b", "--overhead", "-1"], "-1"),
+    ],
+)
+def test_memory_says_what_was_wrong(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2 and a message with what was given, never a traceback."""
+    assert main(["memory", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_modules_prints_the_table_a_check_or_a_suggestion(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline, by a shipped name; 1 for a wrong name, as text and as JSON."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["modules", "llama-3.2-1b", "--rank", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "adapters of rank 4" in said
+    assert "down_proj" in said
+    assert main(["modules", "llama-3.2-1b", "--check", "q_proj,k_porj", "--json"]) == 1
+    names = json.loads(capsys.readouterr().out)["check"]["names"]
+    assert [(n["name"], n["count"], n["nearest"]) for n in names] == [
+        ("q_proj", 16, ""),
+        ("k_porj", 0, "k_proj"),
+    ]
+    assert main(["modules", str(POCKET_MODEL), "--check", r".*\.(q|v)_proj"]) == 0
+    assert main(["modules", str(POCKET_MODEL), "--suggest", "attention", "--check", "q_proj"]) == 0
+    said = capsys.readouterr().out
+    assert "LoraConfig(r=8, target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj'])" in said
+    assert "every name matches" in said
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["no/such/folder"], "does not exist"),
+        (["llama-3.2-1b", "--suggest", "vision"], "has: embedding, attention"),
+        (["llama-3.2-1b", "--rank", "0"], "whole number"),
+        (["llama-3.2-1b", "--check", ""], "among the target names"),
+        (["llama-3.2-1b", "--check", "("], "no regular expression"),
+    ],
+)
+def test_modules_says_what_cannot_be(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2 and one line."""
+    assert main(["modules", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said

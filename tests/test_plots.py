@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from course_utils import data, plots
+from course_utils import data, plots, quantization
+from course_utils.memory import StepMemory, fits, predict
 from course_utils.paths import POCKET_MODEL
 
 
@@ -26,6 +27,26 @@ def test_curves_differ_in_more_than_colour() -> None:
     assert len({line.get_marker() for line in axes.lines}) == 2
     assert axes.lines[0].get_xdata().tolist() == [10, 20, 30]
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_a_sweep_has_its_settings_as_ticks_and_says_its_extremes() -> None:
+    """A reader looks for "rank 8" on the axis, and for where the lowest loss is."""
+    line = pd.Series({1: 0.3, 8: 0.1, 64: 0.2})
+    figure = plots.sweep({"a": line, "b": 2 * line}, "Loss", "rank", noise=(0.09, 0.11))
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "8", "64"]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.lines[1].get_ydata().tolist() == pytest.approx([0.6, 0.2, 0.4])
+    assert len({line.get_marker() for line in axes.lines}) == 2
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b", "seeds alone"]
+    assert plots.summarise_sweep({"a": line}) == "a: lowest 0.1000 at 8, highest 0.3000 at 1."
+
+
+@pytest.mark.parametrize("lines, log", [({}, "xy"), ({"a": pd.Series([1.0])}, "z")])
+def test_a_sweep_without_lines_or_with_a_wrong_axis_is_refused(lines: dict, log: str) -> None:
+    """An empty figure would pass for a result."""
+    with pytest.raises(ValueError, match="line with a point"):
+        plots.sweep(lines, "Loss", "rank", log=log)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +81,73 @@ def test_live_loss_without_a_notebook(tmp_path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     assert "step 2 of 4: loss" in said
     assert "step 4)" in said
+
+
+@pytest.fixture(scope="module")
+def step() -> StepMemory:
+    """Return the memory of a small LoRA step."""
+    return predict(str(POCKET_MODEL), "lora", batch_size=2, length=128)
+
+
+def test_memory_bars_carry_parts_and_sums(step: StepMemory) -> None:
+    """Every bar ends with its sum; categories differ in hatching too, and are named."""
+    figure = plots.memory_bars({"LoRA": step, "again": step}, {"LoRA": step})
+    axes = figure.axes[0]
+    ticks = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert ticks == ["LoRA\npredicted", "LoRA\nmeasured", "again\npredicted"]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts.count(f"{step.peak / 2**20:.1f} MiB") == 3
+    assert f"{max(step.at_peak.values()) / 2**20:.1f}" in texts
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == [k for k, v in step.at_peak.items() if v]
+    looks = {(p.get_facecolor(), p.get_hatch()) for p in legend.get_patches()}
+    assert len({hatch for _, hatch in looks}) == len(legend.get_patches())
+    assert "measured" in plots.summarise_memory({"LoRA": step}, {"LoRA": step})
+    assert "+0.0%" in plots.summarise_memory({"LoRA": step}, {"LoRA": step})
+    with pytest.raises(ValueError, match="same name"):
+        plots.memory_bars({"LoRA": step}, {"QLoRA": step})
+
+
+def test_memory_over_a_step_marks_its_phases(step: StepMemory) -> None:
+    """The areas add up to what lives at each moment."""
+    axes = plots.memory_over_step(step).axes[0]
+    words = " ".join(text.get_text() for text in axes.texts)
+    for phase in dict.fromkeys(sample.phase for sample in step.timeline):
+        assert phase in words
+    top = max(path.vertices[:, 1].max() for area in axes.collections for path in area.get_paths())
+    most = max(sum(sample.bytes.values()) for sample in step.timeline)
+    assert top == pytest.approx(most / 2**20, rel=1e-6)
+    assert step.peak_phase in plots.summarise_step(step)
+    with pytest.raises(ValueError, match="no timeline"):
+        plots.memory_over_step(StepMemory.from_dict(step.to_dict()))
+
+
+def test_memory_fits_says_so_in_words() -> None:
+    """A grid whose cells can be read without their colour."""
+    found = fits(str(POCKET_MODEL), ["T4", 0.5], ["lora", "full"], length=128)
+    axes = plots.memory_fits(found).axes[0]
+    texts = [text.get_text() for text in axes.texts]
+    assert len(texts) == 4
+    assert sum(text.endswith(": fits") for text in texts) == 2
+    assert sum(text.endswith(": too large") for text in texts) == 2
+    assert plots.summarise_fits(found) == (
+        "Fits: lora on 1 of 2 (smallest T4), full on 1 of 2 (smallest T4)."
+    )
+
+
+def test_quantization_errors_are_a_density_and_named() -> None:
+    """Outlines that could be compared by eye only if each holds the same area."""
+    weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    reports = [quantization.explore(weights, kind) for kind in ("fp4", "nf4")]
+    figure = plots.quantization_errors(reports)
+    for patch, report in zip(figure.axes[0].patches, reports, strict=True):
+        values, edges, _ = patch.get_data()
+        area = sum(values) * (edges[1] - edges[0])
+        assert area == pytest.approx(sum(report.counts) / report.parameters)
+    assert len({patch.get_linestyle() for patch in figure.axes[0].patches}) == 2
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["fp4, blocks of 64: 4.5 bits", "nf4, blocks of 64: 4.5 bits"]
+    said = plots.summarise_errors(reports)
+    assert said.index("nf4") < said.index("fp4")  # the smaller error first
+    with pytest.raises(ValueError, match="explore"):
+        plots.quantization_errors([])

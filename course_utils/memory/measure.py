@@ -1,0 +1,143 @@
+"""Measure a training step as it runs: around a few lines, or inside a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from course_utils.memory.attach import attached
+from course_utils.memory.ledger import as_dict, peaks, samples, timeline
+from course_utils.memory.meter import CUDA_BLOCK, MemoryMeter
+from course_utils.memory.optimizers import states
+from course_utils.memory.table import PHASES, StepMemory
+
+
+class Measurement:
+    """A step being measured; `memory` is there when the `with` block of `measure` has ended."""
+
+    def __init__(self, model: nn.Module, optimizer: Any = None) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.device = next(model.parameters()).device.type
+        self.meter = MemoryMeter(self.device, CUDA_BLOCK if self.device == "cuda" else 1)
+        self.memory: StepMemory | None = None
+        self._stack = ExitStack()
+
+    def phase(self, name: str) -> None:
+        """Say that a phase starts; needed only for an optimizer that is not one of torch's kind.
+
+        Raises:
+            ValueError: if there is no such phase.
+        """
+        if name not in PHASES[1:]:
+            raise ValueError(f"There is no phase {name!r}. Allowed are {', '.join(PHASES[1:])}.")
+        self.meter.start(name)
+
+    def begin(self) -> None:
+        """Start to measure."""
+        self._stack.enter_context(attached(self.meter, self.model, self.optimizer))
+        self.meter.start("forward")
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                self.meter.add(parameter.grad, "gradients")
+        self._book_states()
+        self._stack.enter_context(self.meter)
+
+    def end(self, **settings: Any) -> None:
+        """Stop, and make the table."""
+        self._stack.close()
+        self.meter.read_allocator()
+        host = self._book_states()
+        ledger = self.meter.ledger
+        levels = ledger.levels()
+        self.memory = StepMemory(
+            phases={phase: as_dict(row) for phase, row in peaks(ledger, levels).items()},
+            host=host,
+            timeline=timeline(samples(ledger, levels)),
+            allocator=dict(self.meter.allocator),
+            device=self.device,
+            settings=settings,
+        )
+
+    def abandon(self) -> None:
+        """Stop without a table."""
+        self._stack.close()
+
+    def _book_states(self) -> int:
+        """Book what the optimizer keeps; return the bytes of it that lie on the host."""
+        host = 0
+        if self.optimizer is not None:
+            for value, place in states(self.optimizer, self.device):
+                if place == "host":
+                    host += value.nbytes if value.dim() else 0
+                else:
+                    self.meter.add(value, "optimizer state")
+        return host
+
+
+@contextmanager
+def measure(model: nn.Module, optimizer: Any = None) -> Iterator[Measurement]:
+    """Measure the training step in the `with` block; it must run the model forward and backward.
+
+    Forward, backward, clipping and the optimizer's step are told apart by themselves::
+
+        with measure(model, optimizer) as measurement:
+            model(**batch).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        measurement.memory
+
+    The first step of an optimizer that makes its state on the way is lower than the others:
+    measure the second.
+    """
+    measurement = Measurement(model, optimizer)
+    measurement.begin()
+    try:
+        yield measurement
+    except BaseException:
+        measurement.abandon()
+        raise
+    measurement.end(model=type(model).__name__)
+
+
+class MeterCallback(TrainerCallback):
+    """Measures one step of Trainer, SFTTrainer or another trainer of that family.
+
+    `step` is the number of the step, counted from 1; `memory` has the table afterwards. All other
+    steps run without the meter. The second step is the first in which the optimizer has its state.
+    """
+
+    def __init__(self, step: int = 2) -> None:
+        if not isinstance(step, int) or step < 1:
+            raise ValueError(f"step={step!r}. Allowed is a whole number from 1 on.")
+        self.step = step
+        self.memory: StepMemory | None = None
+        self._running: Measurement | None = None
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.global_step + 1 == self.step and model is not None:
+            self._running = Measurement(model, optimizer)
+            self._running.begin()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if self._running is not None:
+            self._running.end(trainer_step=self.step, optimizer=str(args.optim))
+            self.memory, self._running = self._running.memory, None

@@ -1,0 +1,156 @@
+"""What a training step takes, by phase and by category: the table of meter and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from course_utils.display import html_table, text_table
+
+CATEGORIES = (
+    "weights",
+    "adapters",
+    "gradients",
+    "optimizer state",
+    "activations",
+    "logits and loss",
+    "temporaries",
+)
+PHASES = ("load", "forward", "backward", "clip", "optimizer")
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One point in the life of a step: its phase, and the bytes that live there by category."""
+
+    phase: str
+    bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The memory of one training step, in bytes, each phase at its own peak.
+
+    `phases` has, for each phase in order, the bytes of every category at that phase's peak:
+
+    - *weights*: the model's parameters and buffers, with the scales of quantized ones;
+    - *adapters*: the parameters that PEFT added;
+    - *gradients*: what is in `.grad`; *optimizer state*: what the optimizer keeps between steps;
+    - *activations*: what the forward pass keeps for the backward pass, with the batch itself and
+      what gradient checkpointing computes a second time;
+    - *logits and loss*: all between the last hidden state and its gradient;
+    - *temporaries*: what is needed in passing.
+
+    `host` is what a paged optimizer keeps in the host's memory; it is in no phase. `timeline` has
+    samples of one step in order. `allocator` is CUDA's own figure for each phase
+    (`torch.cuda.max_memory_allocated`), where there is one. `device` is "cuda" or "cpu": where the
+    step ran or whose behaviour was imitated. `settings` says what was measured or predicted.
+    """
+
+    phases: Mapping[str, Mapping[str, int]]
+    host: int = 0
+    timeline: tuple[Sample, ...] = ()
+    allocator: Mapping[str, int] = field(default_factory=dict)
+    device: str = "cpu"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def total(self, phase: str) -> int:
+        """Return the bytes that live at a phase's peak.
+
+        Raises:
+            ValueError: if there is no such phase.
+        """
+        if phase not in self.phases:
+            raise ValueError(
+                f"There is no phase {phase!r}. Allowed are {', '.join(self.phases)}. Ask for one "
+                "of these."
+            )
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase in which the step takes most."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that live at any moment of the step."""
+        return self.total(self.peak_phase)
+
+    @property
+    def at_peak(self) -> Mapping[str, int]:
+        """The bytes of each category at the peak."""
+        return self.phases[self.peak_phase]
+
+    def to_frame(self, unit: str = "MiB") -> pd.DataFrame:
+        """Return a table: a row a phase, a column a category, and their sum.
+
+        Raises:
+            ValueError: if the unit is unknown.
+        """
+        if unit not in UNITS:
+            raise ValueError(f"unit={unit!r} is unknown. Allowed are {', '.join(UNITS)}.")
+        frame = pd.DataFrame.from_dict(self.phases, orient="index", columns=list(CATEGORIES))
+        frame["sum"] = frame.sum(axis=1)
+        frame.index.name = "phase"
+        return frame if unit == "B" else frame / UNITS[unit]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, in bytes; `from_dict` reads it back. The timeline is left out."""
+        data = asdict(self)
+        del data["timeline"]
+        return {"schema": SCHEMA, "peak": self.peak, "peak_phase": self.peak_phase, **data}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StepMemory:
+        """Return what `to_dict` gave.
+
+        Raises:
+            ValueError: if the data is of another schema.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ValueError(
+                f"The data has schema {data.get('schema')!r}. This version reads {SCHEMA}. Write "
+                "it again with to_dict()."
+            )
+        names = ("phases", "host", "allocator", "device", "settings")
+        return cls(**{name: data[name] for name in names})
+
+    def rows(self, unit: str = "MiB") -> list[tuple[str, ...]]:
+        """Return the table as text: a row a category that is used, a column a phase."""
+        size = UNITS[unit]
+        rows = [
+            (name, *(f"{self.phases[phase][name] / size:,.1f}" for phase in self.phases))
+            for name in CATEGORIES
+            if any(self.phases[phase][name] for phase in self.phases)
+        ]
+        rows.append(("sum", *(f"{self.total(phase) / size:,.1f}" for phase in self.phases)))
+        if self.allocator:
+            known = (self.allocator.get(phase) for phase in self.phases)
+            figures = ("" if figure is None else f"{figure / size:,.1f}" for figure in known)
+            rows.append(("CUDA allocated", *figures))
+        return rows
+
+    def summary(self) -> str:
+        """Return the peak in one sentence."""
+        host = f", and {_gib(self.host)} on the host" if self.host else ""
+        largest = max(self.at_peak, key=self.at_peak.get)
+        return (
+            f"Peak {_gib(self.peak)} in the {self.peak_phase} phase{host}; the largest part is "
+            f"{largest} ({_gib(self.at_peak[largest])})."
+        )
+
+    def __repr__(self) -> str:
+        return f"{text_table(self.rows(), ('MiB', *self.phases))}\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), ("MiB", *self.phases), self.summary())
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,44 @@
+"""Figures for the lessons: readable at notebook width, colours safe for the colour-blind.
+
+Each takes a table that another module returns and gives a matplotlib `Figure`; the function named
+after it with `summarise` says in a line of text what it shows.
+"""
+
+from course_utils.plots.curves import (
+    LiveLoss,
+    bars,
+    loss_curves,
+    quantization_errors,
+    summarise,
+    summarise_errors,
+    summarise_sweep,
+    sweep,
+)
+from course_utils.plots.memory import (
+    memory_bars,
+    memory_fits,
+    memory_over_step,
+    summarise_fits,
+    summarise_memory,
+    summarise_step,
+)
+from course_utils.plots.style import MARKERS, PALETTE
+
+__all__ = [
+    "MARKERS",
+    "PALETTE",
+    "LiveLoss",
+    "bars",
+    "loss_curves",
+    "memory_bars",
+    "memory_fits",
+    "memory_over_step",
+    "quantization_errors",
+    "summarise",
+    "summarise_errors",
+    "summarise_fits",
+    "summarise_memory",
+    "summarise_step",
+    "summarise_sweep",
+    "sweep",
+]

@@ -1,0 +1,76 @@
+"""The script that measures GPUs; its code runs here on the CPU, its claim where a GPU is."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from course_utils.paths import COURSE_ROOT
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """Return scripts/gpu_memory.py as a module."""
+    spec = importlib.util.spec_from_file_location(
+        "gpu_memory", COURSE_ROOT / "scripts" / "gpu_memory.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_it_says_that_there_is_no_gpu(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Breaks if a machine without a GPU gives a traceback, or a result that looks like a GPU's."""
+    assert script.main(["headline", "--out", str(tmp_path)]) == 2
+    assert "No CUDA GPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_its_code_runs_without_a_gpu(script: ModuleType, tmp_path: Path) -> None:
+    """Breaks if the script, which is rarely run, no longer fits the libraries: weights quantized
+    layer by layer, a step of SFTTrainer, and a result that can be read."""
+    options = ["--shape", "pocket", "--device", "cpu", "--length", "32", "--out", str(tmp_path)]
+    assert script.main(["headline", *options]) == 0
+    result = json.loads((tmp_path / "gpu_memory_headline.json").read_text())
+    assert result["schema"] == 1
+    assert result["device"].startswith("cpu")
+    assert set(script.LIBRARIES) == set(result["versions"])
+    (row,) = result["cases"]
+    assert (row["method"], row["gradient_checkpointing"]) == ("qlora", True)
+    assert row["ratio"] == pytest.approx(1, rel=0.001)
+    assert "GiB" in script.describe(row)
+
+
+def test_the_unquantized_methods_run_too(script: ModuleType) -> None:
+    """Breaks if the comparison's other half fails once it is on a GPU: full fine-tuning, LoRA."""
+    options = argparse.Namespace(
+        device="cpu", batch_size=2, length=32, gradient_checkpointing=False
+    )
+    for method in ("full", "lora"):
+        assert script.case("pocket", method, options)["ratio"] == pytest.approx(1, rel=0.001)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_gpu_allocates_what_was_predicted(
+    script: ModuleType, method: str, checkpointing: bool
+) -> None:
+    """Breaks if the prediction and `torch.cuda.max_memory_allocated` part by more than 5% on a 1B
+    shape; data/results has the 8B shape."""
+    options = argparse.Namespace(
+        device="cuda", batch_size=1, length=1024, gradient_checkpointing=checkpointing
+    )
+    row = script.case("1B", method, options)
+    if "skipped" in row:
+        pytest.skip(row["skipped"])
+    assert row["ratio"] == pytest.approx(1, rel=0.05)
