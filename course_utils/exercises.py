@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    from course_utils.memory import Fits
 
 
 @dataclass(frozen=True)
@@ -119,3 +122,102 @@ def _rename(answer: dict[str, str]) -> tuple[bool, str]:
     if answer == {"question": "prompt", "reply": "completion"}:
         return True, "rename_columns takes old names as keys and new names as values."
     return False, "old names are the keys; the trainer knows the names prompt and completion."
+
+
+@_exercise("02-adamw")
+def _adamw(answer: float, per_parameter: dict[str, float]) -> tuple[bool, str]:
+    if math.isclose(answer, round(sum(per_parameter.values())), rel_tol=0.02):
+        return True, "10⁹ parameters of that many bytes each are that many GB, before any text."
+    return False, "add up the three numbers of bytes that were measured for each parameter."
+
+
+@_exercise("02-largest")
+def _largest(answer: str, at_peak: Mapping[str, int]) -> tuple[bool, str]:
+    if answer in at_peak and at_peak[answer] == max(at_peak.values()):
+        return True, f"{answer} take {at_peak[answer] / sum(at_peak.values()):.0%} of the peak."
+    return False, f"find the largest value in step.at_peak; categories: {', '.join(at_peak)}."
+
+
+@_exercise("02-gpu")
+def _gpu(answer: str, where: Fits) -> tuple[bool, str]:
+    enough = [row.gpu for row in where.rows if row.method == "lora" and row.fits]
+    smallest = min(enough, key=lambda gpu: gpu.memory)
+    if answer == smallest.name:
+        return True, f"it gives a program {smallest.memory:.1f} GiB."
+    return False, "look at the rows of the method lora that fit, and compare the memory they have."
+
+
+@_exercise("03-bits")
+def _bits(answer: float) -> tuple[bool, str]:
+    if math.isclose(answer, 4 + 8 / 128 + 32 / (128 * 256), abs_tol=5e-4):
+        return (
+            True,
+            "the scales now cost a sixteenth of a bit, and their own scales next to nothing.",
+        )
+    if math.isclose(answer, 4 + 32 / 128, abs_tol=5e-4):
+        return False, "that is without double quantization: the scales have 8 bits each, not 32."
+    return False, "add the bits of a code, of a scale over 128 weights, and of a scale of scales."
+
+
+@_exercise("03-config")
+def _config(answer: Any) -> tuple[bool, str]:
+    wanted = {
+        "load_in_4bit": "True",
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": "True",
+        "bnb_4bit_compute_dtype": "torch.bfloat16",
+    }
+    wrong = [name for name, value in wanted.items() if str(getattr(answer, name)) != value]
+    if wrong:
+        return False, f"look at {', '.join(wrong)}; the table above has the names and their values."
+    return True, "all four have to be said: each has another default."
+
+
+@_exercise("03-levels")
+def _levels(answer: str, weights: Any) -> tuple[bool, str]:
+    from course_utils import quantization
+
+    entropies = {}
+    for kind in ("nf4", "fp4", "int4"):
+        codes = quantization.quantize(weights, kind).codes
+        shares = codes.long().bincount() / codes.numel()
+        entropies[kind] = float(-(shares * shares.clamp(min=1e-12).log2()).sum())
+    worth = ", ".join(f"{kind} {bits:.2f}" for kind, bits in entropies.items())
+    if answer == max(entropies, key=lambda kind: entropies[kind]):
+        return True, f"of their 4 bits the codes are worth: {worth}."
+    return False, "count the codes with torch.bincount; the entropy is -sum(share * log2(share))."
+
+
+@_exercise("04-rank")
+def _adapter_parameters(answer: int, config: Any) -> tuple[bool, str]:
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    values = config.num_key_value_heads * config.head_dim
+    per_rank = layers * ((hidden + hidden) + (hidden + values))
+    if answer == 16 * per_rank:
+        return True, "r · (inputs + outputs) for each target, times the number of layers."
+    if answer == per_rank:
+        return False, "that is rank 1. What does the rank do?"
+    return (
+        False,
+        f"q has {hidden:,} inputs and outputs; v has {hidden:,} inputs, {values:,} outputs.",
+    )
+
+
+@_exercise("04-alpha")
+def _same_alpha(answer: float) -> tuple[bool, str]:
+    if math.isclose(answer, 128):
+        return True, "16/√64 = 2 is the scale, and 128/64 is the same."
+    return False, "find the scale that rsLoRA applies, then the alpha whose alpha/r gives it."
+
+
+@_exercise("04-targets")
+def _targets(answer: Sequence[str], config: Any) -> tuple[bool, str]:
+    from course_utils import modules
+
+    given = {answer} if isinstance(answer, str) else {*answer}
+    every = {*modules.suggest(config).target_modules}
+    if given == every:
+        return True, "two of its four names stand for several matrices that were fused into one."
+    if given - every:
+        return False, f"the model has no linear layer called {', '.join(sorted(given - every))}."
+    return False, f"{len(every - given)} kinds of linear layer are missing."

@@ -95,8 +95,9 @@ def main() -> int:
             print(f"failed after {time.perf_counter() - started:.0f} s\n{strip_ansi(str(error))}")
             continue
         print(f"{time.perf_counter() - started:4.0f} s", flush=True)
+        notebook = without_run_data(notebook)
         if options.save:
-            nbformat.write(without_run_data(notebook), path)
+            nbformat.write(notebook, path)
         # Pictures are put into the page, so that it can be moved.
         exporter = HTMLExporter(embed_images=True)
         html, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(path.parent)}})

@@ -1,0 +1,22 @@
+"""Explorers: sliders over functions that a cell can call without them.
+
+`lora_explorer` is over `lora_summary`, `memory.predict` and `lora_training`,
+`quantization_explorer` over `quantization.explore`, and `memory_planner` over `plan_fits`.
+"""
+
+from course_utils.widgets.adapter import LoraSummary, lora_summary
+from course_utils.widgets.lora import lora_explorer, lora_training
+from course_utils.widgets.planner import memory_planner, plan_code, plan_fits
+from course_utils.widgets.quantization import quantization_code, quantization_explorer
+
+__all__ = [
+    "LoraSummary",
+    "lora_explorer",
+    "lora_summary",
+    "lora_training",
+    "memory_planner",
+    "plan_code",
+    "plan_fits",
+    "quantization_code",
+    "quantization_explorer",
+]
