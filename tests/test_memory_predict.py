@@ -143,9 +143,8 @@ def test_foreach_on_a_gpu_needs_copies() -> None:
 
 CASES = [
     ("full", {"gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"}),
-    ("full", {"gradient_checkpointing": False, "loss": "full", "batch_size": 4}),
+    ("full", {"gradient_checkpointing": False, "loss": "full", "device": "cpu"}),
     ("lora", {"gradient_checkpointing": True, "length": 512}),
-    ("lora", {"gradient_checkpointing": False, "loss": "full", "device": "cpu"}),
     ("qlora", {"gradient_checkpointing": True, "padding": True}),
     ("int8", {"gradient_checkpointing": False, "gradient_accumulation_steps": 2}),
 ]
@@ -155,12 +154,12 @@ CASES = [
 def test_extrapolation_equals_all_layers(method: str, options: dict[str, object]) -> None:
     """Breaks if layers are extrapolated where that is not exact: every phase and category must be
     what the simulation of all layers gives, to the byte."""
-    config = llama(layers=8, hidden=256, vocab_size=8000)
+    config = llama(layers=7, hidden=256, vocab_size=8000)
     options = {"batch_size": 1, "length": 256, **options}
     quick = predict(config, method, **options)
     whole = predict(config, method, layers="all", **options)
     assert quick.settings["simulated_layers"] == [4, 5]
-    assert whole.settings["simulated_layers"] == [8]
+    assert whole.settings["simulated_layers"] == [7]
     assert quick.phases == whole.phases
     assert quick.host == whole.host
 
@@ -170,19 +169,19 @@ def test_unlike_layers_are_all_simulated() -> None:
     mixed = Qwen3Config(
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=8,
+        num_hidden_layers=7,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,
         vocab_size=500,
-        layer_types=["sliding_attention", "full_attention"] * 4,
+        layer_types=["sliding_attention", "full_attention"] * 3 + ["sliding_attention"],
         use_sliding_window=True,
         sliding_window=32,
     )
-    assert predict(mixed, "lora", **SMALL).settings["simulated_layers"] == [8]
+    assert predict(mixed, "lora", **SMALL).settings["simulated_layers"] == [7]
     some = LoraConfig(target_modules=["q_proj"], layers_to_transform=[1], task_type="CAUSAL_LM")
-    memory = predict(llama(8), "peft", peft_config=some, **SMALL)
-    assert memory.settings["simulated_layers"] == [8]
+    memory = predict(llama(7), "peft", peft_config=some, **SMALL)
+    assert memory.settings["simulated_layers"] == [7]
 
 
 def test_an_8b_model_is_quick_and_small() -> None:
@@ -199,7 +198,7 @@ def test_an_8b_model_is_quick_and_small() -> None:
 
 def test_what_saves_saves() -> None:
     """Breaks if an option is not passed on: each must change the peak as it is known to."""
-    config = llama(6, vocab_size=8000)
+    config = llama(3, vocab_size=8000)
     base = {"batch_size": 4, "length": 256, "loss": "full"}
     half = base | {"adapter_dtype": "bfloat16"}
     plain = predict(config, "full", gradient_checkpointing=False, **base)
@@ -381,13 +380,12 @@ def test_the_table() -> None:
 
 def test_a_causal_model_of_any_family() -> None:
     """Breaks if the prediction knows Llama's names alone; these differ in every name."""
-    from transformers import FalconConfig, GPTNeoXConfig, MambaConfig
+    from transformers import GPTNeoXConfig, MambaConfig
 
     plain = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 500}
     heads = {"num_attention_heads": 2}
     families: list[PretrainedConfig] = [
         GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=500, n_positions=128),
-        FalconConfig(**plain, **heads),
         GPTNeoXConfig(**plain, **heads, intermediate_size=128),
         MambaConfig(**plain, state_size=4),
     ]
