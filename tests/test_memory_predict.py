@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -184,14 +183,13 @@ def test_unlike_layers_are_all_simulated() -> None:
     assert memory.settings["simulated_layers"] == [7]
 
 
-def test_an_8b_model_is_quick_and_small() -> None:
+def test_a_70b_model_is_simulated_in_few_layers_and_little_memory() -> None:
     """Breaks if a prediction allocates what it predicts, or simulates 80 layers for nothing."""
     config = llama(80, 8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8)
     config.vocab_size = 128256
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()
     memory = predict(config, "qlora", length=2048)
-    assert time.process_time() - start < 30  # some 3 s on an idle machine
+    assert memory.settings["simulated_layers"] == [4, 5]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024
     assert 35 * GIB < memory.peak < 45 * GIB
 
