@@ -59,7 +59,8 @@ def execute(path: Path) -> NotebookNode:
 
 def without_run_data(notebook: NotebookNode) -> NotebookNode:
     """Return the notebook without what changes at every run: times, versions, progress widgets."""
-    notebook.metadata = nbformat.NotebookNode(kernelspec=notebook.metadata["kernelspec"])
+    kept = {name: value for name, value in notebook.metadata.items() if name == "kernelspec"}
+    notebook.metadata = nbformat.from_dict(kept)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
