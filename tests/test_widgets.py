@@ -21,7 +21,7 @@ from trl import SFTConfig
 from course_utils import plots, quantization, widgets
 from course_utils.configs import build_empty, load_config
 from course_utils.memory import GPUS, predict
-from course_utils.memory.search import size_text
+from course_utils.memory.table import size_text
 from course_utils.paths import POCKET_MODEL
 from course_utils.widgets.planner import CONFIGS
 from course_utils.widgets.shell import Explorer, call, control

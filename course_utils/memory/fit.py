@@ -14,9 +14,9 @@ from transformers import PretrainedConfig
 from course_utils.configs import load_config
 from course_utils.display import text_table
 from course_utils.memory.gpus import GPU, GPUS, find_gpu
-from course_utils.memory.search import GIB, Change, Overhead, Search, Simulations, size_text
+from course_utils.memory.search import GIB, Change, Overhead, Search, Simulations
 from course_utils.memory.sharding import check_degree
-from course_utils.memory.table import StepMemory
+from course_utils.memory.table import StepMemory, size_text
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from course_utils.memory.gpus import GPU
 from course_utils.memory.predict import predict
 from course_utils.memory.sharding import Units, sharded, units
-from course_utils.memory.table import StepMemory
+from course_utils.memory.table import StepMemory, size_text
 
 GIB = 2**30
 LARGEST_BATCH = 1024  # where the search ends
@@ -60,11 +60,6 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.setting}): saves {size_text(self.saving)}"
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes for people, in MiB below a GiB."""
-    return f"{size / GIB:.2f} GiB" if abs(size) >= GIB else f"{size / 2**20:.1f} MiB"
 
 
 class Simulations:

@@ -24,6 +24,11 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 SCHEMA = 1
 
 
+def size_text(size: int) -> str:
+    """Return a number of bytes for people, in MiB below a GiB."""
+    return f"{size / 2**30:.2f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 @dataclass(frozen=True)
 class Sample:
     """One point in the life of a step: its phase, and the bytes that live there by category."""
@@ -138,11 +143,11 @@ class StepMemory:
 
     def summary(self) -> str:
         """Return the peak in one sentence."""
-        host = f", and {_gib(self.host)} on the host" if self.host else ""
+        host = f", and {size_text(self.host)} on the host" if self.host else ""
         largest = max(self.at_peak, key=self.at_peak.get)
         return (
-            f"Peak {_gib(self.peak)} in the {self.peak_phase} phase{host}; the largest part is "
-            f"{largest} ({_gib(self.at_peak[largest])})."
+            f"Peak {size_text(self.peak)} in the {self.peak_phase} phase{host}; the largest part "
+            f"is {largest} ({size_text(self.at_peak[largest])})."
         )
 
     def __repr__(self) -> str:
@@ -150,7 +155,3 @@ class StepMemory:
 
     def _repr_html_(self) -> str:
         return html_table(self.rows(), ("MiB", *self.phases), self.summary())
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

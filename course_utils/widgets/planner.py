@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig
 
 from course_utils import configs, plots
 from course_utils.memory import GPUS, OPTIMIZERS, Fits, find_gpu, fits
-from course_utils.memory.search import size_text
+from course_utils.memory.table import size_text
 from course_utils.widgets.shell import Explorer, before_and_now, call, control
 
 LORA = {"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
