@@ -1,4 +1,4 @@
-"""The course's commands: ``python -m course_utils doctor``, ``check``, ``memory``, ``modules``."""
+"""The course's commands, ``python -m course_utils COMMAND``: doctor, check, memory and others."""
 
 from __future__ import annotations
 
@@ -105,6 +105,40 @@ def modules(options: argparse.Namespace) -> int:
     return 0 if "check" not in parts or parts["check"].ok else 1
 
 
+def compare(options: argparse.Namespace) -> int:
+    """Run a comparison and print its table; return 1 if a run of it failed."""
+    from pathlib import Path
+
+    from course_utils import compare
+
+    if options.list:
+        described = [method.to_dict() for method in compare.METHODS.values()]
+        names = ", ".join(compare.METHODS)
+        print(json.dumps(described, indent=2) if options.json else f"methods: {names}")
+        return 0
+    experiments = compare.chosen(
+        options.file,
+        options.methods and [name.strip() for name in options.methods.split(",")],
+        options.seeds,
+        train_rows=options.train_rows,
+        test_rows=options.test_rows,
+    )
+    if options.write:
+        compare.write(options.write, experiments)
+        print(f"{len(experiments)} experiments are in '{options.write}'.")
+        return 0
+    output = Path(options.output)
+    settings = {"progress": not options.json, "retry_failed": options.retry}
+    if options.sweep:
+        experiments = compare.sweep(experiments, output, **settings)
+    table = compare.run(experiments, output, **settings)
+    if options.json:
+        print(table.reset_index().to_json(orient="records", indent=2, force_ascii=False))
+    else:
+        print(compare.shown(table), f"The results are in '{output}'.", sep="\n\n")
+    return 1 if table["failed"].any() else 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m course_utils", description=__doc__)
@@ -175,6 +209,28 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--rank", type=int, default=8, help="of the adapters (default: 8)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=modules)
+
+    command = commands.add_parser("compare", help="fine-tune by several methods, side by side")
+    command.add_argument(
+        "file", nargs="?", help="a YAML or JSON file of experiments (default: the standard ones)"
+    )
+    command.add_argument(
+        "--methods", metavar="NAMES", help="some of the standard methods, joined by commas"
+    )
+    command.add_argument("--seeds", type=int, help="runs of each experiment (default: 3)")
+    command.add_argument(
+        "--sweep", action="store_true", help="first find the learning rate of each by a sweep"
+    )
+    command.add_argument("--train-rows", type=int, help="train on so many rows (default: all)")
+    command.add_argument("--test-rows", type=int, help="test on so many rows (default: all)")
+    command.add_argument(
+        "--output", default="build/comparison", help="folder of the results, one file a run"
+    )
+    command.add_argument("--retry", action="store_true", help="run again what failed before")
+    command.add_argument("--write", metavar="FILE", help="write the experiments; run nothing")
+    command.add_argument("--list", action="store_true", help="the standard methods")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=compare)
     return parser
 
 

@@ -72,7 +72,7 @@ def load(name: str, split: str | None = None, form: str | None = None) -> Datase
                 f"'{file}' is not there. The course's datasets lie under '{paths.DATA}'. Run `make "
                 "data` to make them again, or take the course's folder whole."
             )
-    with _no_progress_bars():
+    with no_progress_bars():
         loaded = datasets.load_dataset(
             BUILDERS[suffix], data_files={one: str(file) for one, file in files.items()}
         )
@@ -100,7 +100,7 @@ def _name_labels(loaded: DatasetDict, folder: Path) -> DatasetDict:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keep load_dataset quiet, and leave the reader's setting as it was."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

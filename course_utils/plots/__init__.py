@@ -4,6 +4,13 @@ Each takes a table that another module returns and gives a matplotlib `Figure`; 
 after it with `summarise` says in a line of text what it shows.
 """
 
+from course_utils.plots.comparison import (
+    loss_bands,
+    pareto_front,
+    summarise_bands,
+    summarise_trade_off,
+    trade_off,
+)
 from course_utils.plots.curves import (
     LiveLoss,
     bars,
@@ -29,16 +36,21 @@ __all__ = [
     "PALETTE",
     "LiveLoss",
     "bars",
+    "loss_bands",
     "loss_curves",
     "memory_bars",
     "memory_fits",
     "memory_over_step",
+    "pareto_front",
     "quantization_errors",
     "summarise",
+    "summarise_bands",
     "summarise_errors",
     "summarise_fits",
     "summarise_memory",
     "summarise_step",
     "summarise_sweep",
+    "summarise_trade_off",
     "sweep",
+    "trade_off",
 ]

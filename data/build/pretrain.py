@@ -49,7 +49,8 @@ MODELS = ROOT / "data" / "models"
 PROBE_SEED = 2
 RECORDS = "whole records to JSON"
 VOCAB_SIZE = 3072
-DOCUMENTS = {"llama": 180_000, "t5": 40_000}
+DOCUMENTS = {"llama": 180_000, "t5": 100_000}
+LEARNING_RATES = {"llama": 3e-3, "t5": 1e-3}
 TOKENIZER_DOCUMENTS = 20_000
 BATCH = 32
 POOL = 32  # batches
@@ -239,12 +240,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, help="documents to train on, once each")
     parser.add_argument("--output", type=Path, help="default: data/models/pocket-MODEL")
     parser.add_argument("--work", type=Path, help="for checkpoints; default: build/pretrain-MODEL")
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, help="default: 3e-3 for llama, 1e-3 for t5")
     parser.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     options = parser.parse_args()
     output = options.output or MODELS / f"pocket-{options.model}"
+    learning_rate = options.learning_rate or LEARNING_RATES[options.model]
     work = options.work or ROOT / "build" / f"pretrain-{options.model}"
 
     started = time.time()
@@ -280,7 +282,7 @@ def main() -> None:
         seed=options.seed,
         report_to="none",
     )
-    optimizer = MuonAndAdamW(model, options.learning_rate)
+    optimizer = MuonAndAdamW(model, learning_rate)
     schedule = get_cosine_with_min_lr_schedule_with_warmup(
         optimizer,
         num_warmup_steps=100,
@@ -308,11 +310,11 @@ def main() -> None:
         "documents": len(texts),
         "tokens": tokens,
         "heldout_loss": round(loss, 4),
-        "learning_rate": options.learning_rate,
+        "learning_rate": learning_rate,
         "seed": options.seed,
         "hardware": torch.cuda.get_device_name()
         if cuda
-        else f"{torch.get_num_threads()} CPU cores",
+        else f"{(cores := torch.get_num_threads())} CPU core{'s' if cores > 1 else ''}",
         "python": platform.python_version(),
         "torch": torch.__version__.split("+")[0],
         "minutes": round((time.time() - started) / 60, 1),

@@ -1,0 +1,26 @@
+"""Compare ways of fine-tuning: experiments in, one JSON file per run out, and a table of them.
+
+Each run has a process of its own, so its memory is its own; a comparison that was stopped goes on
+with what is missing.
+"""
+
+from course_utils.compare.experiment import Experiment, read, write
+from course_utils.compare.results import best, curves, load, shown, table
+from course_utils.compare.runner import run
+from course_utils.compare.standard import METHODS, chosen, standard, sweep
+
+__all__ = [
+    "METHODS",
+    "Experiment",
+    "best",
+    "chosen",
+    "curves",
+    "load",
+    "read",
+    "run",
+    "shown",
+    "standard",
+    "sweep",
+    "table",
+    "write",
+]

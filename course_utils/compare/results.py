@@ -1,0 +1,202 @@
+"""Read the results of a comparison, and put them into a table with mean and spread over seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from course_utils.display import text_table
+
+SCHEMA = 1
+# Figures that are columns of the table, in their order, with how each is read from a result.
+SIZES = {
+    "forgetting": lambda r: r["forgetting"]["rise"],
+    "peak MiB": lambda r: r["memory"]["peak"] / 2**20,
+    "training s": lambda r: r["training_seconds"],
+    "tokens/s": lambda r: r["tokens_per_second"],
+    "trainable": lambda r: r["trainable_parameters"],
+    "checkpoint MB": lambda r: r["checkpoint_bytes"] / 1e6,
+}
+# Columns of the printed table, and how each figure is written.
+SHOWN = {
+    "exact match": "{:.1%}", "exact match, unseen": "{:.1%}", "fields, unseen": "{:.1%}",
+    "forgetting": "{:.3f}", "peak MiB": "{:.0f}", "training s": "{:.0f}", "trainable": "{:,.0f}",
+    "checkpoint MB": "{:.2f}",
+}  # fmt: skip
+REQUIRED = ("schema", "name", "method", "seed", "key", "experiment", "status")
+
+
+def key(identity: Mapping[str, Any]) -> str:
+    """Return the key of a run: a hash of all that its result depends on."""
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def usable(path: Path, wanted: str | None = None) -> dict[str, Any] | None:
+    """Return the result in a file; None if it is missing, broken, or has another key."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(result, dict) or any(name not in result for name in REQUIRED):
+        return None
+    if result["schema"] != SCHEMA or wanted not in (None, result["key"]):
+        return None
+    return result
+
+
+def load(output_dir: str | Path, keys: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Return the results in a folder, by name and seed; with `keys`, only those.
+
+    A file that is no whole result of this version is passed over.
+
+    Raises:
+        FileNotFoundError: if the folder is not there or holds no result.
+    """
+    folder = Path(output_dir)
+    found = [usable(path) for path in sorted(folder.glob("*.json"))]
+    results = [r for r in found if r is not None and (keys is None or r["key"] in keys)]
+    if not results:
+        raise FileNotFoundError(
+            f"'{folder}' has no results of a comparison. Run one into it: `python -m course_utils "
+            f"compare --output {folder}`."
+        )
+    return sorted(results, key=lambda r: (r["name"], r["seed"]))
+
+
+def table(output_dir: str | Path, keys: Collection[str] | None = None) -> pd.DataFrame:
+    """Return a row per experiment: means over its seeds, and in columns with ± their spread.
+
+    The spread is the sample standard deviation (NaN for one seed). Shares are 0 to 1, losses and
+    forgetting in nats per token, `peak MiB` is the meter's peak of one training step. `seeds`
+    counts the runs that went well, `failed` says how many did not and why; `device` is where.
+    Experiments that were run under one name with other settings, data, devices or versions have a
+    row each, told apart by the beginning of a hash.
+
+    Raises:
+        FileNotFoundError: if there are no results.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in load(output_dir, keys):
+        groups.setdefault((result["name"], _setting(result)), []).append(result)
+    names = [name for name, _ in groups]
+    rows = {}
+    for (name, setting), results in groups.items():
+        label = name if names.count(name) == 1 else f"{name} [{setting[:6]}]"
+        rows[label] = _row(results)
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index.name = "experiment"
+    return frame[_ordered(list(frame.columns))]
+
+
+def best(frame: pd.DataFrame, by: str = "validation loss") -> pd.DataFrame:
+    """Return, of each method's rows in a table, the one with the lowest figure.
+
+    The default chooses on the validation split, so that the test stays unseen. Rows without the
+    figure (all of its runs failed) are never chosen.
+
+    Raises:
+        ValueError: if the table has no such column.
+    """
+    if by not in frame:
+        raise ValueError(
+            f"The table has no column {by!r}. It has {', '.join(frame.columns)}. Choose one."
+        )
+    known = frame.dropna(subset=[by])
+    return known.loc[known.groupby("method", sort=False)[by].idxmin()]
+
+
+def shown(frame: pd.DataFrame) -> str:
+    """Return the table as text: an experiment a row, what matters most in columns."""
+    headers = ["experiment", "lr", "seeds", *[name for name in SHOWN if name in frame], "failed"]
+    rows = [
+        [
+            name,
+            f"{row['learning rate']:g}",
+            row["seeds"],
+            *(_figure(row, figure) for figure in headers[3:-1]),
+            row["failed"],
+        ]
+        for name, row in frame.iterrows()
+    ]
+    return text_table(rows, headers)
+
+
+def curves(
+    output_dir: str | Path, kind: str = "loss", keys: Collection[str] | None = None
+) -> dict[str, pd.DataFrame]:
+    """Return the curves of each experiment: losses in nats per token, indexed by step.
+
+    A column is a seed. `kind` is "loss", the training's, or "validation_loss".
+
+    Raises:
+        ValueError: if there is no such kind.
+        FileNotFoundError: if there are no results.
+    """
+    if kind not in ("loss", "validation_loss"):
+        raise ValueError(f"kind={kind!r}. Allowed are 'loss' and 'validation_loss'.")
+    lines: dict[str, dict[str, pd.Series]] = {}
+    for result in load(output_dir, keys):
+        if result.get(kind):
+            steps, losses = zip(*result[kind], strict=True)
+            seeds = lines.setdefault(result["name"], {})
+            seeds[f"seed {result['seed']}"] = pd.Series(losses, index=steps)
+    return {name: pd.DataFrame(seeds) for name, seeds in lines.items()}
+
+
+def _figure(row: pd.Series, name: str) -> str:
+    """Return a mean with its spread, as text."""
+    form, value, spread = SHOWN[name], row[name], row[f"{name} ±"]
+    if pd.isna(value):
+        return ""
+    return form.format(value) + ("" if pd.isna(spread) else f" ± {form.format(spread)}")
+
+
+def _setting(result: Mapping[str, Any]) -> str:
+    """Return a hash of all that the results of one row share."""
+    parts = ("experiment", "data", "model", "device", "versions")
+    return key({part: result.get(part) for part in parts})
+
+
+def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
+    good = [result for result in results if result["status"] == "ok"]
+    reasons = [result["status"] for result in results if result["status"] != "ok"]
+    first = results[0]
+    row: dict[str, Any] = {
+        "method": first["method"],
+        "learning rate": first["experiment"].get("training", {}).get("learning_rate"),
+        "seeds": len(good),
+        "failed": ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons)),
+    }
+    for name in dict.fromkeys(figure for result in good for figure in result["metrics"]):
+        _put(row, name, [result["metrics"][name] for result in good])
+    for name, read in SIZES.items():
+        values = []
+        for result in good:
+            try:
+                values.append(read(result))
+            except (KeyError, TypeError):  # no held-out texts, or too few steps for the meter
+                continue
+        _put(row, name, values)
+    row["device"] = first.get("device", "")
+    return row
+
+
+def _put(row: dict[str, Any], name: str, values: list[float]) -> None:
+    if values:
+        row[name] = statistics.fmean(values)
+        row[f"{name} ±"] = statistics.stdev(values) if len(values) > 1 else float("nan")
+
+
+def _ordered(columns: list[str]) -> list[str]:
+    """Return the columns in the order of the table, those of the metrics in the middle."""
+    head = ["method", "learning rate", "seeds", "failed"]
+    tail = [name for size in SIZES for name in (size, f"{size} ±")] + ["device"]
+    middle = [name for name in columns if name not in head and name not in tail]
+    return [*head, *middle, *(name for name in tail if name in columns)]

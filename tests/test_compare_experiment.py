@@ -1,0 +1,151 @@
+"""Experiments as data: what is read is what was written, and what cannot run is said at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from course_utils import compare
+from course_utils.compare import Experiment, build
+from course_utils.compare.inputs import load_inputs
+
+LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_written_experiments_are_read_back_equal(tmp_path: Path, suffix: str) -> None:
+    """A file is how a comparison is handed to a colleague."""
+    experiments = [*compare.standard(), Experiment("mine", LORA, train_rows=5, seeds=(3, 1))]
+    file = tmp_path / f"experiments.{suffix}"
+    compare.write(file, experiments)
+    assert compare.read(file) == experiments
+    assert [p.name for p in tmp_path.iterdir()] == [file.name], "no half-written file is left"
+
+
+def test_defaults_hold_for_each_experiment_that_does_not_say_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(
+        "defaults: {seeds: [0, 1], training: {learning_rate: 0.1, max_steps: 3}}\n"
+        "experiments:\n- name: a\n- {name: b, seeds: [5], training: {learning_rate: 0.2}}\n"
+    )
+    a, b = compare.read(file)
+    assert a.seeds == (0, 1) and a.training == {"learning_rate": 0.1, "max_steps": 3}
+    assert b.seeds == (5,) and b.training == {"learning_rate": 0.2, "max_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("experiments: [", "not valid YAML"),
+        ("- name: a", "Put the experiments under"),
+        ("experiments: []", "one or more"),
+        ("experiments: [{}]", "name is required"),
+        ("experiments: [{name: a, rank: 8}]", "unknown keys rank"),
+        ("experiments: [{name: a, seeds: 3}]", "seeds is 3"),
+        ("experiments: [{name: a, seeds: [0, 0]}]", "without repeats"),
+        ("experiments: [{name: a, seeds: [-1]}]", "from 0 on"),
+        ("experiments: [{name: a, train_rows: 0}]", "from 1 on"),
+        ("experiments: [{name: a, peft: LORA}]", "a mapping of arguments"),
+        ("experiments: [{name: a, dtype: int4}]", "float32 or bfloat16"),
+        ("experiments: [{name: a}, {name: a}]", "several experiments: a"),
+        ("experiments: [a]", "has to be a mapping"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_a_faulty_file_is_refused_with_what_is_wrong(
+    tmp_path: Path, content: str, said: str
+) -> None:
+    file = tmp_path / "e.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=said):
+        compare.read(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing.yaml"):
+        compare.read(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"peft": {"peft_type": "LORRA"}}, "no peft_type 'LORRA'"),
+        ({"peft": {"r": 8}}, "peft_type is missing"),
+        ({"peft": LORA | {"rank": 8}}, "rank"),
+        ({"training": {"warmup_ratio": 0.03}}, "warmup_ratio"),
+        ({"training": {"lr_scheduler_type": "cosinus"}}, "cosinus"),
+        ({"training": {"seed": 5}}, "seed cannot be set"),
+        ({"peft": LORA, "quantization": {"bnb_4bit_quanttype": "nf4"}}, "no bnb_4bit_quanttype"),
+        ({"quantization": {"load_in_4bit": True}}, "peft is required"),
+        (
+            {"peft": LORA, "quantization": {"load_in_4bit": True, "load_in_8bit": True}},
+            "load_in_4bit and load_in_8bit",
+        ),
+        ({"data": "no-such-folder"}, "no-such-folder"),
+        ({"train_rows": 10**6}, "only 1200"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_runs(
+    tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    """The second of twenty experiments must not fail an hour later for a misspelt name."""
+    wrong = Experiment("wrong", **values)
+    with pytest.raises(ValueError, match=said):
+        compare.run([Experiment("right"), wrong], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    wrong = [Experiment("a", training={"foo": 1}), Experiment("b", {"peft_type": "NOPE"})]
+    with pytest.raises(ValueError, match=r"(?s)a: training.*b: peft"):
+        build.require_valid(wrong)
+
+
+def test_every_standard_method_is_valid() -> None:
+    build.require_valid(compare.standard())
+
+
+def test_standard_names_its_methods_when_one_is_wrong() -> None:
+    with pytest.raises(ValueError, match="Allowed are full, lora"):
+        compare.standard(["qlorra"])
+    with pytest.raises(ValueError, match="1 or more"):
+        compare.standard(seeds=0)
+
+
+def test_chosen_takes_a_file_or_methods_but_not_both(tmp_path: Path) -> None:
+    file = tmp_path / "e.json"
+    compare.write(file, [Experiment("a", seeds=(7,))])
+    assert compare.chosen(file)[0].seeds == (7,)
+    assert compare.chosen(file, seeds=2, train_rows=9)[0].seeds == (0, 1)
+    assert [e.name for e in compare.chosen(methods=["ia3", "full"])] == ["ia3", "full"]
+    with pytest.raises(ValueError, match="Leave one out"):
+        compare.chosen(file, ["full"])
+
+
+def test_own_data_is_read_and_its_fingerprint_follows_its_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}+1=", "completion": f" {i + 1}"} for i in range(4)]
+    for name in ("train", "test"):
+        text = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    experiment = Experiment("mine", data=str(tmp_path))
+    inputs = load_inputs(experiment)
+    assert len(inputs.train) == 4 and inputs.validation is None and inputs.heldout == []
+    fewer = load_inputs(Experiment("mine", data=str(tmp_path), train_rows=2))
+    assert fewer.train["prompt"] == inputs.train["prompt"][:2]
+    assert fewer.fingerprint != inputs.fingerprint == load_inputs(experiment).fingerprint
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="test.jsonl"):
+        load_inputs(experiment)
+    (tmp_path / "test.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(ValueError, match="prompt, completion"):
+        load_inputs(experiment)
+
+
+def test_test_rows_keep_each_kind_in_its_share() -> None:
+    kinds = load_inputs(Experiment("few", test_rows=10)).test["kind"]
+    assert sorted(set(kinds)) == ["seen", "unseen"]
+    assert (kinds.count("seen"), kinds.count("unseen")) == (6, 4)
