@@ -1,7 +1,14 @@
-"""Counts the notebooks that the run executed, so that none can be left out unnoticed."""
+"""How the notebooks are tested: each is executed once, its exercises answered on the way.
+
+After an exercise's cell, which is run as the reader finds it, come cells in the same kernel that
+answer it: wrongly, where the check has to say so, and with the lesson's own solution. The notebooks
+that the run executed are counted, so that none can be left out unnoticed.
+"""
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +17,8 @@ import torch
 from nbval.plugin import IPyNbCell
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+UNANSWERED = "answer = ...\n"
+SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```", re.S)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +39,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give outputs time to arrive: nbval waits 5 s, too short on a machine that is busy."""
+    """Add the cells that answer exercises, and give outputs time to arrive.
+
+    nbval waits 5 s for them, too short on a machine that is busy.
+    """
+    items[:] = [cell for item in items for cell in (item, *answered(item))]
     for item in items:
         if isinstance(item, IPyNbCell):
             item.output_timeout = 60
+
+
+def answered(item: pytest.Item) -> Iterator[IPyNbCell]:
+    """Yield cells that answer the exercise of a notebook's cell, if it is one."""
+    if not isinstance(item, IPyNbCell) or not item.cell.source.startswith(UNANSWERED):
+        return
+    cells = item.parent.nb.cells
+    position = next(i for i, cell in enumerate(cells) if cell is item.cell)
+    solution = SOLUTION.search(cells[position + 1].source)
+    assert solution, f"{item.name} is an exercise without a solution below it"
+    for start, answer in (
+        ("Not answered yet:", "answer = ..."),
+        ("Not yet:", 'answer = "surely wrong"'),
+        ("Not yet:", "answer = -1"),
+        ("Right:", solution[1].strip()),
+    ):
+        cell = copy.deepcopy(item.cell)
+        cell.outputs = []
+        cell.source = cell.source.replace("answer = ...", answer).replace(
+            "exercises.check(", "verdict = exercises.check("
+        )
+        cell.source += f"\nassert repr(verdict).startswith({start!r}), verdict"
+        yield IPyNbCell.from_parent(
+            item.parent,
+            name=f"{item.name} [{answer.splitlines()[-1]}]",
+            cell_num=item.cell_num,
+            cell=cell,
+            options=item.options,
+        )
 
 
 @pytest.hookimpl(trylast=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from course_utils.compare import build
@@ -55,8 +55,8 @@ def run(
     Each run has a process of its own and leaves one JSON file in `output_dir`, written whole. What
     is there already is not run again: only a result of the very same experiment, seed, data, base
     model, device and library versions counts. A run that fails (out of memory, a loss that is not a
-    number, a crash) is a result with its reason; `retry_failed` runs those again. Two comparisons
-    may share a folder: each run is made once.
+    number, a crash) is a result with its reason; `retry_failed` runs those again. Several
+    comparisons may share a folder, and the work: each run is made once.
 
     Raises:
         ValueError: if an experiment cannot run as it is; all that is wrong is said, and nothing is
@@ -68,23 +68,18 @@ def run(
     build.require_valid(experiments)
     output_dir = Path(output_dir)
     (output_dir / RUNNING).mkdir(parents=True, exist_ok=True)
-    jobs = list(_jobs(experiments))
-    show = _Progress(len(jobs), progress)
-    for job in jobs:
-        path = output_dir / job.file
-        show.start(job)
-        with FileLock(output_dir / RUNNING / f"{job.key[:12]}.lock"):
-            result = usable(path, job.key)
-            made = result is None or (retry_failed and result["status"] != "ok")
-            if made:
-                result = _execute(job, output_dir / RUNNING / job.key[:12], show.step)
-                write_whole(path, json.dumps(result, indent=1) + "\n")
-        show.end(job, result, made)
+    wanted = list(jobs(experiments))
+    show = _Progress(len(wanted), progress)
+    # What another comparison is running in this folder is left to the end, and then waited for.
+    busy = [job for job in wanted if not _settle(job, output_dir, retry_failed, show, wait=False)]
+    for job in busy:
+        _settle(job, output_dir, retry_failed, show, wait=True)
     show.close()
-    return table(output_dir, keys={job.key for job in jobs})
+    return table(output_dir, keys={job.key for job in wanted})
 
 
-def _jobs(experiments: Iterable[Experiment]) -> Iterator[Job]:
+def jobs(experiments: Iterable[Experiment]) -> Iterator[Job]:
+    """Yield the runs that experiments ask for, in order."""
     here = environment()
     models: dict[str, str] = {}
     for experiment in experiments:
@@ -102,6 +97,24 @@ def _jobs(experiments: Iterable[Experiment]) -> Iterator[Job]:
         }
         for seed in experiment.seeds:
             yield Job(experiment, seed, key({**identity, "seed": seed}), identity)
+
+
+def _settle(job: Job, output_dir: Path, retry_failed: bool, show: _Progress, wait: bool) -> bool:
+    """See to it that a job's result is there; return False if another process is at it."""
+    path = output_dir / job.file
+    lock = FileLock(output_dir / RUNNING / f"{job.key[:12]}.lock", timeout=-1 if wait else 0)
+    try:
+        with lock:
+            show.start(job)
+            result = usable(path, job.key)
+            made = result is None or (retry_failed and result["status"] != "ok")
+            if made:
+                result = _execute(job, output_dir / RUNNING / job.key[:12], show.step)
+                write_whole(path, json.dumps(result, indent=1) + "\n")
+            show.end(job, result, made)
+            return True
+    except Timeout:
+        return False
 
 
 def _execute(job: Job, folder: Path, step: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -121,31 +121,37 @@ def sweep(
     Raises:
         ValueError: if an experiment has no learning rate, or none of its runs went well.
     """
-    found = []
-    for experiment in experiments:
-        start = experiment.training.get("learning_rate")
-        if not isinstance(start, float) or start <= 0:
-            raise ValueError(
-                f"Experiment {experiment.name!r} has the learning rate {start!r}. A sweep begins "
-                "with a number above 0: set it in training."
-            )
-        found.append(at_rate(experiment, _best_rate(experiment, start, output_dir, options)))
-    return found
+    experiments = list(experiments)
+    first = [_at_rates(experiment, range(-1, 2)) for experiment in experiments]
+    run([variant for variants in first for variant in variants], output_dir, **options)
+    return [
+        at_rate(experiment, _best_rate(experiment, output_dir, options))
+        for experiment in experiments
+    ]
 
 
-def _best_rate(
-    experiment: Experiment, start: float, output_dir: str | Path, options: dict[str, Any]
-) -> float:
-    first = dataclasses.replace(experiment, seeds=experiment.seeds[:1])
-    exponents = [-1, 0, 1]
+def _at_rates(experiment: Experiment, steps: Iterable[int]) -> list[Experiment]:
+    """Return variants so many steps from the experiment's own rate, with its first seed."""
+    start = experiment.training.get("learning_rate")
+    if not isinstance(start, float) or start <= 0:
+        raise ValueError(
+            f"Experiment {experiment.name!r} has the learning rate {start!r}. A sweep starts at a "
+            "number above 0: set it in training."
+        )
+    one = dataclasses.replace(experiment, seeds=experiment.seeds[:1])
+    return [at_rate(one, float(f"{start * STEP**step:.2g}")) for step in steps]
+
+
+def _best_rate(experiment: Experiment, output_dir: str | Path, options: dict[str, Any]) -> float:
+    low, high = -1, 1
     for _ in range(FURTHER + 1):
-        rates = [float(f"{start * STEP**exponent:.2g}") for exponent in exponents]
-        frame = run([at_rate(first, rate) for rate in rates], output_dir, **options)
-        winner = _winner(frame, experiment)
+        variants = _at_rates(experiment, range(low, high + 1))
+        winner = _winner(run(variants, output_dir, **options), experiment)
+        rates = [variant.training["learning_rate"] for variant in variants]
         if winner == min(rates):
-            exponents.insert(0, exponents[0] - 1)
+            low -= 1
         elif winner == max(rates):
-            exponents.append(exponents[-1] + 1)
+            high += 1
         else:
             break
     return winner

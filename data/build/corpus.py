@@ -321,19 +321,27 @@ PRELUDE = 20_000
 PRELUDE_MIX: dict[Callable[[random.Random], str], int] = {
     said_twice: 45, restated: 35, message_questions: 20,
 }  # fmt: skip
+# An encoder-decoder needs it plainer: nothing but lists said twice, until it copies them.
+PLAIN_PRELUDE = 16_000
 
 
-def documents(seed: int, prelude: int = 0) -> Iterator[str]:
-    """Yield documents without end, `prelude` of them mostly copies; the same seed gives the same."""
+def documents(seed: int, prelude: int = 0, plain: int = 0) -> Iterator[str]:
+    """Yield documents without end; the same arguments give the same.
+
+    The first `plain` are lists said twice, the next `prelude` mostly copies.
+    """
     rng = random.Random(seed)
     for i in itertools.count():
-        mix = PRELUDE_MIX if i < prelude else MIX
+        if i < plain:
+            yield said_twice(rng)
+            continue
+        mix = PRELUDE_MIX if i < plain + prelude else MIX
         yield rng.choices(list(mix), list(mix.values()))[0](rng)
 
 
-def training_documents(count: int) -> list[str]:
-    """Return the first `count` documents that the pocket models are trained on."""
-    return list(itertools.islice(documents(TRAIN_SEED, PRELUDE), count))
+def training_documents(count: int, plain: int = 0) -> list[str]:
+    """Return the first `count` documents that a pocket model is trained on."""
+    return list(itertools.islice(documents(TRAIN_SEED, PRELUDE, plain), count))
 
 
 def heldout_documents() -> list[str]:

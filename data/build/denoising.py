@@ -51,10 +51,12 @@ def cut_end(
 ) -> tuple[list[int], list[int]]:
     """Return the beginning of the text with a sentinel for its end, and the target: that end.
 
-    It is cut after one of the tokens in `openers`, chosen at random; where there is none, anywhere.
+    It is cut in its last three quarters, after one of the tokens in `openers`, chosen at random;
+    where there is none, anywhere there.
     """
-    places = [i + 1 for i, token in enumerate(ids[:-1]) if i and token in openers]
-    place = rng.choice(places) if places else rng.randint(len(ids) // 4, max(1, len(ids) - 1))
+    first = max(1, len(ids) // 4)
+    places = [i + 1 for i, token in enumerate(ids[:-1]) if i >= first and token in openers]
+    place = rng.choice(places) if places else rng.randint(first, max(first, len(ids) - 1))
     return [*ids[:place], mark], [mark, *ids[place:]]
 
 

@@ -250,7 +250,8 @@ def main() -> None:
     work = options.work or ROOT / "build" / f"pretrain-{options.model}"
 
     started = time.time()
-    texts = corpus.training_documents(options.documents or DOCUMENTS[options.model])
+    plain = corpus.PLAIN_PRELUDE if options.model == "t5" else 0
+    texts = corpus.training_documents(options.documents or DOCUMENTS[options.model], plain)
     set_seed(options.seed)
     model, tokenizer = make_llama(texts) if options.model == "llama" else make_t5()
     train = training_rows(encoded(tokenizer, texts), options.seed)

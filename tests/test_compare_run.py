@@ -1,0 +1,217 @@
+"""Comparisons for real: processes of their own, killed and resumed, failing and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from course_utils import compare, plots
+from course_utils.compare import Experiment
+from course_utils.compare.runner import RUNNING, jobs
+
+LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
+SHORT = {"train_rows": 64, "test_rows": 4}
+QUICK = {"max_steps": 4, "logging_steps": 1}
+EXPERIMENTS = [
+    Experiment("lora", LORA, training=QUICK | {"learning_rate": 5e-3}, seeds=(0, 1), **SHORT),
+    Experiment("full", training=QUICK | {"learning_rate": 5e-4}, **SHORT),
+]
+# What depends on how fast the machine is at the moment.
+TIMES = ("training s", "tokens/s")
+
+
+def command(file: Path, output: Path, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "course_utils",
+        "compare",
+        str(file),
+        "--output",
+        str(output),
+        *more,
+    ]
+
+
+def lasting(table: pd.DataFrame) -> pd.DataFrame:
+    return table[[name for name in table if not name.startswith(TIMES)]]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("file") / "experiments.yaml"
+    compare.write(path, EXPERIMENTS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a comparison that nothing interrupted."""
+    output = tmp_path_factory.mktemp("whole")
+    done = subprocess.run(command(file, output), capture_output=True, text=True, check=True)
+    assert "3 of 3: full, seed 0: exact match" in done.stdout, done.stdout
+    assert "lora" in done.stdout.split("experiment")[1], "the table comes last"
+    return output
+
+
+def test_a_result_says_all_that_it_takes_to_trust_it(whole: Path) -> None:
+    results = compare.load(whole)
+    assert [(r["name"], r["seed"]) for r in results] == [("full", 0), ("lora", 0), ("lora", 1)]
+    full, lora, _ = results
+    for result in results:
+        assert result["status"] == "ok"
+        assert {"python", "torch", "peft", "trl"} <= set(result["versions"])
+        assert result["device"] and result["date"].startswith("20") and len(result["data"]) == 64
+        assert result["experiment"]["training"]["max_steps"] == 4
+        assert [step for step, _ in result["loss"]] == [1, 2, 3, 4]
+        assert [step for step, _ in result["validation_loss"]] == [1, 2, 3, 4]
+        assert result["training_seconds"] > 0 and result["evaluation_seconds"] > 0
+        assert result["metrics"]["perplexity"] > 1
+        assert result["process_peak_bytes"] > result["memory"]["peak"] > 0
+    assert full["trainable_parameters"] == 3_737_856
+    assert full["checkpoint_bytes"] > 4 * full["trainable_parameters"]
+    # Each adapter's r * (inputs + outputs), four layers: q, o 512; k, v 384; gate, up, down 960.
+    assert lora["trainable_parameters"] == 4 * 4 * (2 * 512 + 2 * 384 + 3 * 960)
+    peak = full["memory"]["phases"][full["memory"]["peak_phase"]]
+    assert peak["gradients"] + peak["optimizer state"] > 8 * full["trainable_parameters"]
+    assert lora["forgetting"]["before"] == full["forgetting"]["before"]
+
+
+def test_the_table_has_means_and_spreads_and_can_be_drawn(whole: Path) -> None:
+    table = compare.table(whole)
+    assert list(table.index) == ["full", "lora"]
+    assert list(table["seeds"]) == [1, 2] and not table["failed"].any()
+    losses = [r["metrics"]["validation loss"] for r in compare.load(whole) if r["name"] == "lora"]
+    assert table.loc["lora", "validation loss"] == pytest.approx(sum(losses) / 2)
+    assert table.loc["lora", "validation loss ±"] == pytest.approx(
+        abs(losses[0] - losses[1]) / 2**0.5
+    )
+    assert pd.isna(table.loc["full", "validation loss ±"])
+    assert len(compare.best(table)) == 2
+    figure = plots.trade_off(table, "peak MiB", "validation loss", lower_is_better=True)
+    assert len(figure.axes) == 1
+    bands = compare.curves(whole)
+    assert bands["lora"].shape == (4, 2) and plots.loss_bands(bands).axes
+
+
+def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
+    file: Path, whole: Path, tmp_path: Path
+) -> None:
+    """kill -9 in the second run: the first stays as it is, the end is that of the whole."""
+    process = subprocess.Popen(command(file, tmp_path), stdout=subprocess.DEVNULL)
+    workers: list[psutil.Process] = []
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        running = [p for p in (tmp_path / RUNNING).glob("*") if p.is_dir()]
+        if running and list(tmp_path.glob("lora_seed0_*.json")):
+            workers = psutil.Process(process.pid).children(recursive=True)
+            if workers:
+                break
+        time.sleep(0.02)
+    assert workers, "it was not caught in its second run"
+    process.kill()
+    process.wait()
+    [first] = tmp_path.glob("*.json")
+    before = first.read_bytes()
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert not alive, "a worker went on after the comparison was killed"
+
+    done = subprocess.run(command(file, tmp_path), capture_output=True, text=True, check=True)
+    assert "1 of 3: lora, seed 0 (there already)" in done.stdout
+    assert first.read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+    pd.testing.assert_frame_equal(
+        lasting(compare.table(tmp_path)), lasting(compare.table(whole)), check_exact=True
+    )
+
+
+def test_nothing_is_run_again_and_nothing_else_is_taken_for_it(whole: Path) -> None:
+    """Another learning rate, other rows: another key, so another run."""
+    [job] = jobs([EXPERIMENTS[1]])
+    assert (whole / job.file).exists()
+    changed = [
+        EXPERIMENTS[1].with_training(learning_rate=6e-4),
+        Experiment("full", training=EXPERIMENTS[1].training, train_rows=63, test_rows=4),
+        Experiment("full", training=EXPERIMENTS[1].training, dtype="bfloat16", **SHORT),
+    ]
+    for one in jobs(changed):
+        assert one.key != job.key and not (whole / one.file).exists()
+    started = time.monotonic()
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("*.json")}
+    compare.run(EXPERIMENTS, whole, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in whole.glob("*.json")} == before
+    assert time.monotonic() - started < 60, "three finished runs need no process"
+
+
+def test_a_failure_is_a_result_and_the_rest_is_run(tmp_path: Path) -> None:
+    """A loss that is not a number, memory that runs out, a killed process; the last one is well."""
+    rate = {"learning_rate": 1e9}
+    experiments = [
+        Experiment("diverges", LORA, training=QUICK | rate, **SHORT),
+        Experiment(
+            "too large",
+            training=QUICK | {"per_device_train_batch_size": 1000, "max_length": 320},
+            train_rows=1000,
+            test_rows=4,
+        ),
+        Experiment("killed", LORA, training=QUICK | {"max_steps": 2000}, **SHORT),
+        Experiment("well", LORA, training=QUICK, **SHORT),
+    ]
+    file = tmp_path / "experiments.json"
+    compare.write(file, experiments)
+    output = tmp_path / "out"
+    limited = f'ulimit -v {8 * 2**20}; exec "$@"'  # KiB: what a process may map in all
+    process = subprocess.Popen(
+        ["bash", "-c", limited, "bash", *command(file, output)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    killed = False
+    while not killed and process.poll() is None:
+        if len(list(output.glob("*.json"))) == 2:
+            for worker in psutil.Process(process.pid).children():
+                worker.send_signal(signal.SIGKILL)
+                killed = True
+        time.sleep(0.05)
+    said, _ = process.communicate()
+    assert process.returncode == 1, "a failed run shows in the exit code"
+    results = {r["name"]: r for r in compare.load(output)}
+    assert results["diverges"]["status"] == "diverged"
+    assert "lower one" in results["diverges"]["reason"]
+    assert results["too large"]["status"] == "out of memory", results["too large"]["reason"]
+    assert results["killed"]["status"] == "crashed" and "SIGKILL" in results["killed"]["reason"]
+    assert results["well"]["status"] == "ok"
+    table = compare.table(output)
+    assert table.loc["diverges", "failed"] == "1 diverged" and table.loc["well", "seeds"] == 1
+    assert "too large, seed 0: out of memory" in said
+
+
+@pytest.mark.parametrize("harm", ["truncated", "other schema", "not a result"])
+def test_a_broken_file_is_not_taken_for_a_result(whole: Path, tmp_path: Path, harm: str) -> None:
+    source = next(whole.glob("full_*.json"))
+    text = source.read_text()
+    broken = {
+        "truncated": text[: len(text) // 2],
+        "other schema": json.dumps(json.loads(text) | {"schema": 99}),
+        "not a result": "[1, 2]",
+    }[harm]
+    (tmp_path / source.name).write_text(broken)
+    with pytest.raises(FileNotFoundError, match="no results"):
+        compare.load(tmp_path)
+
+
+def test_without_a_result_every_reader_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="compare --output"):
+        compare.table(tmp_path)
+    with pytest.raises(ValueError, match="validation_loss"):
+        compare.curves(tmp_path, "accuracy")
