@@ -20,7 +20,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab lint data data-model data-report
+.PHONY: help run test lab lint bench bench-gpu data data-model data-report
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,6 +37,14 @@ lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 lint: $(READY)  ## Check the style of the code, that in the notebooks too
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+bench: $(READY)  ## Run the standard comparison of methods (half an hour); it goes on where it was stopped
+	@$(BIN)/python -m course_utils compare --output build/comparison
+
+bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results in data/results
+	-@$(BIN)/python scripts/gpu_memory.py headline
+	@$(BIN)/python scripts/gpu_memory.py compare
+	@$(BIN)/python scripts/gpu_speed.py
 
 data: $(READY)  ## Write the datasets again, byte for byte
 	@$(BIN)/python data/build/make_datasets.py

@@ -75,11 +75,16 @@ def adapter() -> LoraConfig:
     return LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def random_model(config: PretrainedConfig, method: str, device: str) -> nn.Module:
-    """Return a model of random weights on a device, its linear layers in 4 bits for QLoRA."""
+def random_model(
+    config: PretrainedConfig, method: str, device: str, dtype: torch.dtype = DTYPE
+) -> nn.Module:
+    """Return a model of random weights on a device.
+
+    For QLoRA its linear layers are in 4 bits and the others in bfloat16, whatever `dtype` says.
+    """
     if method != "qlora":
         with torch.device(device):
-            return AutoModelForCausalLM.from_config(config, dtype=DTYPE)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
     quantizer = AutoHfQuantizer.from_config(quantization(), pre_quantized=False)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
@@ -201,7 +206,9 @@ def describe(row: dict[str, Any]) -> str:
     )
 
 
-def write(name: str, rows: list[dict[str, Any]], options: argparse.Namespace) -> Path:
+def write(
+    name: str, rows: list[dict[str, Any]], options: argparse.Namespace, config: dict[str, Any]
+) -> Path:
     """Write the results as JSON; return the file."""
     device = (
         torch.cuda.get_device_name() if options.device == "cuda" else f"cpu ({platform.machine()})"
@@ -211,7 +218,7 @@ def write(name: str, rows: list[dict[str, Any]], options: argparse.Namespace) ->
         "date": datetime.now(UTC).date().isoformat(),
         "device": device,
         "versions": {library: metadata.version(library) for library in LIBRARIES},
-        "config": {"dtype": "bfloat16", "optimizer": "adamw_torch_fused", "seed": 42, "rank": 16},
+        "config": config,
         "cases": rows,
     }
     options.out.mkdir(parents=True, exist_ok=True)
@@ -241,7 +248,8 @@ def run(options: argparse.Namespace) -> int:
         for method, options.gradient_checkpointing in plans:
             rows.append(case(name, method, options))
             print(describe(rows[-1]), flush=True)
-    path = write(f"gpu_memory_{options.command}", rows, options)
+    config = {"dtype": "bfloat16", "optimizer": "adamw_torch_fused", "seed": 42, "rank": 16}
+    path = write(f"gpu_memory_{options.command}", rows, options, config)
     print(f"written: {path}")
     if options.command == "headline":
         fits = all(row.get("peak", LIMIT) < LIMIT for row in rows)

@@ -51,6 +51,7 @@ def test_defaults_hold_for_each_experiment_that_does_not_say_otherwise(tmp_path:
         ("experiments: [{name: a, peft: LORA}]", "a mapping of arguments"),
         ("experiments: [{name: a, dtype: int4}]", "float32 or bfloat16"),
         ("experiments: [{name: a}, {name: a}]", "several experiments: a"),
+        ("experiments: [{name: a, training: {learning_rate: 5e-4}}]", "write 5.0e-4"),
         ("experiments: [a]", "has to be a mapping"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("\x00", "not valid YAML"),

@@ -151,3 +151,53 @@ def test_quantization_errors_are_a_density_and_named() -> None:
     assert said.index("nf4") < said.index("fp4")  # the smaller error first
     with pytest.raises(ValueError, match="explore"):
         plots.quantization_errors([])
+
+
+@pytest.fixture
+def compared() -> pd.DataFrame:
+    """A comparison's table: b is beaten by a, c costs more and is better, d failed."""
+    return pd.DataFrame(
+        {
+            "peak MiB": [10.0, 20.0, 30.0, float("nan")],
+            "peak MiB ±": [1.0, float("nan"), 0.0, float("nan")],
+            "exact match": [0.8, 0.7, 0.9, float("nan")],
+            "exact match ±": [0.05, float("nan"), 0.02, float("nan")],
+        },
+        index=["a", "b", "c", "d"],
+    )
+
+
+def test_the_pareto_front_has_what_nothing_beats(compared: pd.DataFrame) -> None:
+    assert plots.pareto_front(compared, "peak MiB") == ["a", "c"]
+    # Where lower is better, b is the best, and c is beaten by both others.
+    assert plots.pareto_front(compared, "peak MiB", lower_is_better=True) == ["a", "b"]
+    equal = pd.DataFrame({"cost": [1, 1], "exact match": [0.5, 0.5]}, index=["x", "y"])
+    assert plots.pareto_front(equal, "cost") == ["x", "y"]
+    with pytest.raises(ValueError, match="no column 'time'"):
+        plots.pareto_front(compared, "time")
+
+
+def test_a_trade_off_shows_every_row_that_has_both_figures(compared: pd.DataFrame) -> None:
+    figure = plots.trade_off(compared, "peak MiB", log=True)
+    [axes] = figure.axes
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["Pareto front", "a", "b", "c"]
+    assert axes.get_xscale() == "log"
+    front = axes.lines[0]
+    assert list(front.get_xdata()) == [10, 30] and list(front.get_ydata()) == [0.8, 0.9]
+    said = plots.summarise_trade_off(compared, "peak MiB")
+    assert "a (exact match 0.8 at peak MiB 10); c" in said and "b (" not in said
+    with pytest.raises(ValueError, match="every run failed"):
+        plots.trade_off(compared.loc[["d"]], "peak MiB")
+
+
+def test_loss_bands_reach_from_the_lowest_to_the_highest_seed() -> None:
+    seeds = pd.DataFrame({"seed 0": [3.0, 1.0], "seed 1": [2.0, 2.0]}, index=[5, 10])
+    figure = plots.loss_bands({"lora": seeds})
+    [axes] = figure.axes
+    assert list(axes.lines[0].get_ydata()) == [2.5, 1.5]
+    corners = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (corners.min(), corners.max()) == (1.0, 3.0)
+    assert plots.summarise_bands({"lora": seeds}).endswith("lora 1.5000 (1.0000 to 2.0000).")
+    with pytest.raises(ValueError, match=r"compare\.curves"):
+        plots.loss_bands({})

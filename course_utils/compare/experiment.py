@@ -56,6 +56,12 @@ class Experiment:
             value = getattr(self, key)
             self._require(value is None or _named(value), key, "a mapping of arguments, or nothing")
         self._require(_named(self.training), "training", "a mapping of arguments")
+        for key, value in self.training.items():
+            if isinstance(value, str) and _is_number(value):
+                raise ValueError(
+                    f"Experiment {self.name!r}: {key} is the text {value!r}. Allowed is a number. "
+                    "In YAML one with an exponent needs a point: write 5.0e-4, not 5e-4."
+                )
         for key in ("train_rows", "test_rows"):
             value = getattr(self, key)
             self._require(value is None or _whole(value, 1), key, "a whole number from 1 on")
@@ -211,6 +217,14 @@ def _merged(defaults: Mapping[str, Any], values: Any) -> Any:
 
 def _named(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _whole(value: Any, least: int) -> bool:

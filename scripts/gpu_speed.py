@@ -1,0 +1,264 @@
+"""Speed of two recipes on a GPU, side by side; written to data/results/gpu_speed.json.
+
+    python scripts/gpu_speed.py                           1B and 8B shapes: full, LoRA, QLoRA
+    python scripts/gpu_speed.py --shape pocket --device cpu --steps 3      the same code, no GPU
+
+The *copied* recipe is one that is found in many tutorials, with its arguments under their present
+names: float32, batches of 4 rows packed to 40 tokens, paged AdamW. The *recommended* one is the
+course's: bfloat16, long packed rows, SFTTrainer's fused loss, fused or 8-bit AdamW, checkpointing
+only where the prediction of memory asks for it. Weights are random and nothing is downloaded;
+speed and memory do not depend on them. Each case has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu_memory
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from trl import SFTConfig, SFTTrainer
+
+from course_utils.hardware import mend_bitsandbytes
+from course_utils.memory import predict
+from course_utils.paths import POCKET_MODEL
+
+METHODS = ("full", "lora", "qlora")
+RECIPES = ("copied", "recommended")
+GOAL = 5.0  # times the copied recipe's tokens per second
+WARM_UP = 2  # steps that are not counted
+# Dense bfloat16 peak without sparsity, in FLOP/s, from the makers' data sheets.
+PEAKS = {
+    "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
+}  # fmt: skip
+
+
+class StepTimes(TrainerCallback):
+    """Counts the tokens and the seconds of the steps after the first ones."""
+
+    def __init__(self) -> None:
+        self.seconds, self.tokens = 0.0, 0
+        self._started, self._tokens = 0.0, 0
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if state.global_step == WARM_UP:
+            self._started, self._tokens = now, state.num_input_tokens_seen
+        self.seconds = now - self._started
+        self.tokens = state.num_input_tokens_seen - self._tokens
+
+
+def settings(recipe: str, method: str, checkpointing: bool, length: int) -> dict[str, Any]:
+    """Return the arguments of SFTConfig in which the recipes differ."""
+    if recipe == "copied":
+        return {
+            "per_device_train_batch_size": 4, "max_length": 40, "packing": True, "bf16": False,
+            "optim": "paged_adamw_32bit", "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": 0.03, "weight_decay": 0.001, "max_grad_norm": 0.3,
+            "learning_rate": 2e-4, "gradient_checkpointing": False,
+        }  # fmt: skip
+    return {
+        "per_device_train_batch_size": 4, "max_length": length, "packing": True, "bf16": True,
+        "optim": "adamw_bnb_8bit" if method == "full" else "adamw_torch_fused",
+        "lr_scheduler_type": "cosine", "warmup_steps": 0.03,
+        "learning_rate": 2e-5 if method == "full" else 2e-4,
+        "gradient_checkpointing": checkpointing,
+    }  # fmt: skip
+
+
+def adapter(recipe: str, method: str) -> LoraConfig | None:
+    """Return the LoRA of a recipe."""
+    if method == "full":
+        return None
+    copied = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"]
+    targets = copied if recipe == "copied" else "all-linear"
+    return LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def needs_checkpointing(config: PretrainedConfig, method: str, options: argparse.Namespace) -> bool:
+    """Return whether the recommended recipe would not fit this GPU without checkpointing."""
+    if options.device != "cuda":
+        return False
+    guess = predict(
+        config, method, batch_size=4, length=options.length, gradient_checkpointing=False,
+        optimizer="adamw_bnb_8bit" if method == "full" else "adamw_torch_fused",
+    )  # fmt: skip
+    return guess.peak > 0.9 * torch.cuda.mem_get_info()[1]
+
+
+def rows(config: PretrainedConfig, count: int, longest: int) -> Dataset:
+    """Return rows of random tokens, their lengths spread as those of short instructions are."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.empty(count).log_normal_(5.3, 0.7, generator=generator).clamp(8, longest).int()
+    return Dataset.from_dict(
+        {
+            "input_ids": [
+                torch.randint(5, config.vocab_size, (int(n),), generator=generator).tolist()
+                for n in lengths
+            ]
+        }
+    )
+
+
+def flops_per_token(config: PretrainedConfig, parameters: int, method: str) -> float:
+    """Return the arithmetic of a trained token: 6 N, or 4 N where the weights are frozen.
+
+    N counts the weights that multiply: a forward takes 2 N, the gradient of the inputs 2 N, that of
+    the weights 2 N more (Kaplan et al. 2020, section 2.1). Attention's own products are left out.
+    """
+    embeddings = config.vocab_size * config.hidden_size
+    multiplied = parameters - (0 if config.tie_word_embeddings else embeddings)
+    return (6 if method == "full" else 4) * multiplied
+
+
+def measure(name: str, method: str, recipe: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return one case: tokens per second, peak memory, share of the chip's peak."""
+    config = gpu_memory.shape(name)
+    cuda = options.device == "cuda"
+    set_seed(42)
+    checkpointing = recipe == "recommended" and needs_checkpointing(config, method, options)
+    dtype = torch.float32 if recipe == "copied" else torch.bfloat16
+    model = gpu_memory.random_model(config, method, options.device, dtype)
+    parameters = model.num_parameters()
+    times = StepTimes()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model,
+            args=SFTConfig(
+                output_dir=folder,
+                max_steps=WARM_UP + options.steps,
+                use_cpu=not cuda,
+                include_num_input_tokens_seen="all",
+                logging_strategy="no",
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                **settings(recipe, method, checkpointing, options.length),
+            ),
+            train_dataset=rows(config, options.rows, options.length),
+            processing_class=AutoTokenizer.from_pretrained(POCKET_MODEL),
+            peft_config=adapter(recipe, method),
+            callbacks=[times],
+        )
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+    rate = times.tokens / times.seconds
+    case = {
+        "shape": name, "method": method, "recipe": recipe, "gradient_checkpointing": checkpointing,
+        "tokens_per_second": round(rate, 1), "tokens": times.tokens,
+        "seconds": round(times.seconds, 3),
+        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+    }  # fmt: skip
+    if cuda:
+        peak = next((p for chip, p in PEAKS.items() if chip in torch.cuda.get_device_name()), None)
+        case["share_of_peak"] = peak and rate * flops_per_token(config, parameters, method) / peak
+    return case
+
+
+def one(options: argparse.Namespace) -> int:
+    """Measure the one case that `--one` names, and print it as JSON."""
+    name, method, recipe = options.one
+    if options.device == "cpu":
+        mend_bitsandbytes()
+    try:
+        case = measure(name, method, recipe, options)
+    except torch.OutOfMemoryError as error:
+        case = {"shape": name, "method": method, "recipe": recipe}
+        case["out_of_memory"] = str(error).partition(". ")[0]
+    print(json.dumps(case))
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure every case in a process of its own, print ratios, and write the results."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(
+            "No CUDA GPU is visible to PyTorch. This script measures one: run it on a machine that "
+            "has one, or try its code with --shape pocket --device cpu --steps 3.",
+            file=sys.stderr,
+        )
+        return 2
+    numbers = {"steps": options.steps, "rows": options.rows, "length": options.length}
+    shared = ["--device", options.device]
+    shared += [part for key, value in numbers.items() for part in (f"--{key}", value)]
+    cases = []
+    for name in options.shape or ["1B", "8B"]:
+        for method in METHODS:
+            for recipe in RECIPES:
+                command = [sys.executable, __file__, *shared, "--one", name, method, recipe]
+                done = subprocess.run(
+                    list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True
+                )
+                cases.append(json.loads(done.stdout.splitlines()[-1]))
+                print(describe(cases[-1]), flush=True)
+            print(f"{name} {method}: {ratio(cases[-2], cases[-1])}", flush=True)
+    config = {**numbers, "seed": 42, "goal": GOAL}
+    print(f"written: {gpu_memory.write('gpu_speed', cases, options, config)}")
+    return 0
+
+
+def describe(case: dict[str, Any]) -> str:
+    """Return a case as a line of text."""
+    head = f"{case['shape']:>6} {case['method']:>5} {case['recipe']:11}"
+    if "out_of_memory" in case:
+        return f"{head} out of memory: {case['out_of_memory']}"
+    parts = [f"{case['tokens_per_second']:,.0f} tokens/s"]
+    if case["peak_bytes"]:
+        parts.append(f"peak {case['peak_bytes'] / 2**30:.1f} GiB")
+    if case.get("share_of_peak"):
+        parts.append(f"{case['share_of_peak']:.1%} of the chip's bfloat16 peak")
+    return f"{head} {', '.join(parts)}"
+
+
+def ratio(copied: dict[str, Any], recommended: dict[str, Any]) -> str:
+    """Return how much faster the recommended recipe is, in words."""
+    if "out_of_memory" in copied or "out_of_memory" in recommended:
+        return "no ratio, as one recipe ran out of memory"
+    times = recommended["tokens_per_second"] / copied["tokens_per_second"]
+    return f"recommended / copied = {times:.1f} (goal {GOAL:.0f})"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and run it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shape", action="append", choices=gpu_memory.SHAPES)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--steps", type=int, default=20, help="counted, after a warm-up")
+    parser.add_argument("--rows", type=int, default=2000, help="before packing")
+    parser.add_argument("--length", type=int, default=2048, help="of the recommended packed rows")
+    parser.add_argument("--out", type=Path, default=gpu_memory.RESULTS, help="for the results")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    return one(options) if options.one else run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
