@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from course_utils import configs
+from course_utils import compare, configs
 from course_utils.__main__ import main
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 
@@ -194,3 +195,37 @@ def test_modules_says_what_cannot_be(
     said = capsys.readouterr().err
     assert words in said
     assert "Traceback" not in said
+
+
+def test_compare_lists_and_writes_its_experiments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What to choose from, and a file to begin with; neither trains anything."""
+    assert main(["compare", "--list"]) == 0
+    assert "methods: full, lora," in capsys.readouterr().out
+    assert main(["compare", "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"name", "training", "seeds"} <= set(listed[0])
+    file = tmp_path / "mine.yaml"
+    assert main(["compare", "--methods", "lora, ia3", "--seeds", "2", "--write", str(file)]) == 0
+    assert [(e.name, e.seeds) for e in compare.read(file)] == [("lora", (0, 1)), ("ia3", (0, 1))]
+    assert not list(tmp_path.glob("*/"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--methods", "lorra"], "Allowed are full, lora"),
+        (["no_such_file.yaml"], "no_such_file.yaml"),
+        (["--seeds", "0"], "1 or more"),
+        (["--train-rows", "0"], "from 1 on"),
+        (["--train-rows", "5000"], "only 1200"),
+    ],
+)
+def test_compare_says_what_was_wrong_before_it_runs(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *arguments, "--output", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and "Traceback" not in printed.err
+    assert not (tmp_path / "out").exists()
