@@ -14,7 +14,10 @@ from nbformat import NotebookNode
 from course_utils.paths import COURSE_ROOT
 
 NOTEBOOKS = sorted((COURSE_ROOT / "notebooks").glob("*.ipynb"))
-PAGES = [COURSE_ROOT / "README.md", *sorted((COURSE_ROOT / "data").rglob("README.md"))]
+PAGES = [
+    *(COURSE_ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((COURSE_ROOT / "data").rglob("README.md")),
+]
 COLAB = "https://colab.research.google.com/github/finetuning-course/finetuning-course/blob/main/"
 OPENING = ("**You will learn**", "**You need**", "**It costs**", "[![")
 
