@@ -45,8 +45,8 @@ def test_the_comparison_is_that_of_its_command() -> None:
         for run in runs:
             described = run["experiment"] | {"training": None}
             assert {
-                key: described.get(key) for key in ("peft", "quantization", "data", "dtype")
-            } == {key: expected.get(key) for key in ("peft", "quantization", "data", "dtype")}
+                key: described.get(key) for key in ("peft", "quantization", "data", "train_rows")
+            } == {key: expected.get(key) for key in ("peft", "quantization", "data", "train_rows")}
         rates = sorted({run["experiment"]["training"]["learning_rate"] for run in runs})
         assert len(rates) >= 3
         of_first_seed = {

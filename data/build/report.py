@@ -17,7 +17,14 @@ import torch
 from datasets import DatasetDict
 from peft import LoraConfig
 from pretrain import copying_probe, copying_scores
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import data, metrics
@@ -104,6 +111,12 @@ def training_facts(folder: Path) -> str:
     )
 
 
+def copied(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return in a line how much a model copies from its context before any fine-tuning."""
+    shares = copying_scores(model, tokenizer, copying_probe())
+    return ", ".join(f"{what} {share:.0%}" for what, share in shares.items())
+
+
 def shown(runs: pd.Series) -> str:
     """Return one figure over the seeds: its mean, and its smallest and largest value."""
     form = "{:.0f}" if runs.name == "training, s" else "{:.3f}"
@@ -132,9 +145,13 @@ def main() -> None:
             print(f"{name}, seed {seed}: done", flush=True)
         results[name] = pd.DataFrame(runs)
 
-    copied = copying_scores(load_model(), tokenizer, copying_probe())
-    copying = ", ".join(f"{what} {share:.0%}" for what, share in copied.items())
+    copying = copied(load_model(), tokenizer)
+    t5_copying = copied(
+        AutoModelForSeq2SeqLM.from_pretrained(POCKET_T5, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(POCKET_T5),
+    )
     print(f"The base model copies from its context: {copying}")
+    print(f"pocket-t5 copies from its input: {t5_copying}")
     headers = ["", *base]
     rows = [[name, *(shown(runs[figure]) for figure in base)] for name, runs in results.items()]
     print(text_table(rows, headers))
@@ -143,6 +160,7 @@ def main() -> None:
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         fill_in(POCKET_MODEL / "README.md", "figures", table)
         fill_in(POCKET_MODEL / "README.md", "copying", f"{copying}.")
+        fill_in(POCKET_T5 / "README.md", "copying", f"{t5_copying}.")
         for folder in (POCKET_MODEL, POCKET_T5):
             fill_in(folder / "README.md", "training", training_facts(folder))
 
