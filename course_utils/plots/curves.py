@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from course_utils.quantization import QuantizationReport
 
 
-def loss_curves(curves: Mapping[str, pd.Series], title: str = "Training loss") -> Figure:
+def loss_curves(
+    curves: Mapping[str, pd.Series],
+    title: str = "Training loss",
+    ylabel: str = "loss (nats per token)",
+) -> Figure:
     """Return a figure with one line per curve.
 
-    Each curve is a series of losses in nats per token, indexed by the training step. Lines differ
-    in colour and in marker, and each is named at its end.
+    Each curve is a series of losses in nats per token, or of what `ylabel` says, indexed by the
+    training step. Lines differ in colour and in marker, and each is named at its end.
     """
     figure, axes = figure_axes(3.2)
     for i, (name, curve) in enumerate(curves.items()):
@@ -35,10 +39,12 @@ def loss_curves(curves: Mapping[str, pd.Series], title: str = "Training loss") -
             markevery=max(1, len(curve) // 12),
             label=name,
         )
-    axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
+    axes.set(title=title, xlabel="step", ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
-    if len(curves) > 1:
+    if len(curves) > 4:  # inside, so many names would cover lines
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    elif len(curves) > 1:
         axes.legend(frameon=False)
     return figure
 

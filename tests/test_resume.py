@@ -1,0 +1,116 @@
+"""A training process that is killed and resumed ends with the same bits as one that was not.
+
+The script is the one that lesson 06 writes, so what readers see is what is tested.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerState
+
+from course_utils.paths import COURSE_ROOT
+
+LESSON = COURSE_ROOT / "notebooks" / "06_training_arguments.ipynb"
+LAST = "checkpoint-12"
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="to the bit on a CPU alone")
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lesson's own training script."""
+    sources = [cell.source for cell in nbformat.read(LESSON, as_version=4).cells]
+    (cell,) = [source for source in sources if source.startswith("%%writefile runs/06/train.py\n")]
+    path = tmp_path_factory.mktemp("script") / "train.py"
+    path.write_text(cell.partition("\n")[2], encoding="utf-8")
+    return path
+
+
+def train(script: Path, folder: Path, *more: str, kill_at: int | None = None) -> list[int]:
+    """Run the script in a process, killed after a step if asked; return the steps that it told."""
+    variables = {"PYTHONPATH": str(COURSE_ROOT), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | variables,
+    )  # fmt: skip
+    steps, said = [], []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("step "):
+            steps.append(int(line.split()[1]))
+            if steps[-1] == kill_at:
+                process.kill()
+    code = process.wait()
+    assert (code == 0) == (kill_at is None), "".join(said)
+    if kill_at is not None and os.name == "posix":
+        assert code == -9, "it must die by the signal that nothing can catch"
+    return steps
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """Return all that a training ended with: weights, optimizer, schedule and logged losses."""
+    last = folder / LAST
+    history = TrainerState.load_from_json(str(last / "trainer_state.json")).log_history
+    return {
+        "weights": load_file(last / "adapter_model.safetensors"),
+        "optimizer": torch.load(last / "optimizer.pt", weights_only=True)["state"],
+        "schedule": torch.load(last / "scheduler.pt", weights_only=True),
+        "losses": [(row["step"], row["loss"]) for row in history if "loss" in row],
+    }
+
+
+def same(a: object, b: object) -> bool:
+    """Return whether two results are equal to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def whole(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(script, folder) == list(range(1, 13))
+    return folder
+
+
+def test_killed_twice_and_resumed_it_ends_with_the_same_bits(script, whole, tmp_path) -> None:
+    """Between two checkpoints, and right after one: weights, optimizer, schedule and losses."""
+    first = train(script, tmp_path, kill_at=5)
+    assert first[:5] == [1, 2, 3, 4, 5] and 12 not in first
+    assert not (tmp_path / LAST).exists()
+    second = train(script, tmp_path, "resume", kill_at=9)
+    assert second[0] in (5, 9), "from the newest checkpoint that it had"
+    third = train(script, tmp_path, "resume")
+    assert third == [9, 10, 11, 12]
+    assert len(outcome(whole)["losses"]) == 12
+    for name, value in outcome(whole).items():
+        assert same(value, outcome(tmp_path)[name]), name
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == [LAST, "checkpoint-8"]
+
+
+def test_without_the_state_of_the_random_numbers_it_does_not(script, whole, tmp_path) -> None:
+    """The comparison can fail: dropout draws other numbers, and other weights come of it."""
+    shutil.copytree(whole / "checkpoint-8", tmp_path / "checkpoint-8")
+    (tmp_path / "checkpoint-8" / "rng_state.pth").unlink()
+    assert train(script, tmp_path, "resume") == [9, 10, 11, 12]
+    undisturbed, other = outcome(whole), outcome(tmp_path)
+    assert undisturbed["losses"][:8] == other["losses"][:8]
+    assert not same(undisturbed["weights"], other["weights"])
+
+
+def test_without_resume_it_begins_again(script, whole, tmp_path) -> None:
+    """The trap that the lesson names: the checkpoints are there, and nothing looks at them."""
+    shutil.copytree(whole / "checkpoint-8", tmp_path / "checkpoint-8")
+    assert train(script, tmp_path, kill_at=1)[0] == 1
