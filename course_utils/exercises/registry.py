@@ -1,0 +1,68 @@
+"""Checks for the "Your turn" cells: each tells the reader what is right, or where to look again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome: `status` is "unanswered", "right" or "not yet"; `message` says why."""
+
+    status: str
+    message: str
+
+    def __repr__(self) -> str:
+        start = {"unanswered": "Not answered yet", "right": "Right", "not yet": "Not yet"}
+        return f"{start[self.status]}: {self.message}"
+
+
+Check = Callable[..., tuple[bool, str]]
+_CHECKS: dict[str, Check] = {}
+
+
+def exercise(key: str) -> Callable[[Check], Check]:
+    """Register the decorated function as the check of one exercise.
+
+    It takes the answer, and as keywords what the lesson's own run measured; it returns whether the
+    answer is right, and either why it is right or a hint.
+    """
+
+    def register(function: Check) -> Check:
+        _CHECKS[key] = function
+        return function
+
+    return register
+
+
+def keys() -> list[str]:
+    """Return the keys of all exercises, such as "00-trainable", in the order of the lessons."""
+    return sorted(_CHECKS)
+
+
+def check(key: str, answer: Any, **measured: Any) -> Verdict:
+    """Return the verdict on an answer; `...` counts as not answered yet.
+
+    `measured` are values from the lesson that the check compares with, named in the lesson's cell.
+
+    Raises:
+        ValueError: if there is no exercise of that key.
+    """
+    if key not in _CHECKS:
+        raise ValueError(
+            f"There is no exercise {key!r}. The exercises are: {', '.join(keys())}. "
+            "Use the key that stands in the lesson's cell."
+        )
+    if answer is ...:
+        return Verdict("unanswered", "put your answer in place of the three dots and run the cell.")
+    try:
+        right, message = _CHECKS[key](answer, **measured)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        # An answer of another kind than asked for, such as a word where a number is wanted.
+        kind = type(answer).__name__
+        return Verdict(
+            "not yet", f"the answer is of type {kind}, which does not fit. Read the task again."
+        )
+    return Verdict("right" if right else "not yet", message)
