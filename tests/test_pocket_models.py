@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from course_utils import data, metrics
-from course_utils.paths import POCKET_MODEL, POCKET_T5
+from course_utils.paths import DATA, POCKET_MODEL, POCKET_T5
+
+sys.path.insert(0, str(DATA / "build"))
+import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +91,14 @@ def test_the_base_model_copies_from_its_context(model, tokenizer) -> None:
     assert metrics.exact_match(said, [row["answers"]["text"][0] for row in rows]) > 0.6
 
 
-def test_the_encoder_decoder(tokenizer) -> None:
-    """It fits its limit and has learned to fill gaps: better than before on its own corpus."""
+def test_the_encoder_decoder_copies_from_its_input() -> None:
+    """It fits its limit, and fills a gap with what the input says: fine-tuning builds on that."""
     model = AutoModelForSeq2SeqLM.from_pretrained(POCKET_T5, dtype=torch.float32)
     assert model.num_parameters() <= 4e6
-    t5_tokenizer = AutoTokenizer.from_pretrained(POCKET_T5)
-    source = t5_tokenizer(
-        "Order 12 was placed on Monday by Otto: one red kettle, to be <extra_id_0> to York.",
-        return_tensors="pt",
-    )
-    right = t5_tokenizer("<extra_id_0> sent", return_tensors="pt")["input_ids"]
-    wrong = t5_tokenizer("<extra_id_0> frog", return_tensors="pt")["input_ids"]
-    with torch.inference_mode():
-        assert model(**source, labels=right).loss < model(**source, labels=wrong).loss
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_T5)
+    probe = [case for case in pretrain.copying_probe() if case[2] in ("name", "day")]
+    scores = pretrain.copying_scores(model, tokenizer, probe)
+    assert scores["name"] > 0.8 and scores["day"] > 0.8, scores
 
 
 def test_cards_hold_the_recorded_figures() -> None:
