@@ -41,7 +41,6 @@ METHODS: dict[str, Experiment] = {
         Experiment("lora", _lora(8), training={"learning_rate": 5e-3}),
         Experiment("lora-r32", _lora(32), training={"learning_rate": 5e-3}),
         Experiment("lora-attention", _lora(8, ATTENTION), training={"learning_rate": 5e-3}),
-        Experiment("lora-attention-r32", _lora(32, ATTENTION), training={"learning_rate": 5e-3}),
         Experiment("qlora", _lora(8), quantization=NF4, training={"learning_rate": 5e-3}),
         Experiment("dora", _lora(8, use_dora=True), training={"learning_rate": 5e-3}),
         Experiment("ia3", {"peft_type": "IA3"}, training={"learning_rate": 5e-2}),
