@@ -67,7 +67,7 @@ def test_a_faulty_file_is_refused_with_what_is_wrong(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.yaml"):
         compare.read(tmp_path / "nothing.yaml")
 
 
@@ -139,7 +139,7 @@ def test_own_data_is_read_and_its_fingerprint_follows_its_rows(tmp_path: Path) -
     assert fewer.train["prompt"] == inputs.train["prompt"][:2]
     assert fewer.fingerprint != inputs.fingerprint == load_inputs(experiment).fingerprint
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="test.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"test\.jsonl"):
         load_inputs(experiment)
     (tmp_path / "test.jsonl").write_text('{"text": "a"}')
     with pytest.raises(ValueError, match="prompt, completion"):
