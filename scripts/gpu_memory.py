@@ -227,14 +227,21 @@ def write(
     return path
 
 
+def lacks_gpu(options: argparse.Namespace) -> bool:
+    """Return whether the GPU that was asked for is missing; say so."""
+    if options.device != "cuda" or torch.cuda.is_available():
+        return False
+    print(
+        "No CUDA GPU is visible to PyTorch. This script measures one: run it on a machine that has "
+        "one, or try its code with --shape pocket --device cpu.",
+        file=sys.stderr,
+    )
+    return True
+
+
 def run(options: argparse.Namespace) -> int:
     """Run what the command line asks for; return the exit code."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print(
-            "No CUDA GPU is visible to PyTorch. This script measures one: run it on a machine that "
-            "has one, or try its code with --shape pocket --device cpu.",
-            file=sys.stderr,
-        )
+    if lacks_gpu(options):
         return 2
     if options.device == "cpu":
         mend_bitsandbytes()

@@ -197,12 +197,7 @@ def one(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Measure every case in a process of its own, print ratios, and write the results."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print(
-            "No CUDA GPU is visible to PyTorch. This script measures one: run it on a machine that "
-            "has one, or try its code with --shape pocket --device cpu --steps 3.",
-            file=sys.stderr,
-        )
+    if gpu_memory.lacks_gpu(options):
         return 2
     numbers = {"steps": options.steps, "rows": options.rows, "length": options.length}
     shared = ["--device", options.device]
