@@ -61,16 +61,23 @@ def trade_off(
     line = known.loc[front]
     axes.plot(line[cost], line[quality], color="#999999", zorder=0, label="Pareto front")
     for i, (name, row) in enumerate(known.iterrows()):
+        colour = PALETTE[i % len(PALETTE)]
         axes.errorbar(
             row[cost],
             row[quality],
             xerr=_spread(row, cost),
             yerr=_spread(row, quality),
-            color=PALETTE[i % len(PALETTE)],
-            marker=MARKERS[i // len(PALETTE) % len(MARKERS)],
-            markersize=7,
+            color=colour,
             capsize=2,
             elinewidth=1,
+            zorder=1,
+        )
+        axes.plot(
+            row[cost],
+            row[quality],
+            color=colour,
+            marker=_marker(i),
+            markersize=7,
             linestyle="none",
             label=name,
         )
@@ -115,7 +122,7 @@ def loss_bands(curves: Mapping[str, pd.DataFrame], title: str = "Loss", log: boo
             seeds.index,
             seeds.mean(axis=1),
             color=colour,
-            marker=MARKERS[i // len(PALETTE) % len(MARKERS)],
+            marker=_marker(i),
             markersize=4,
             label=name,
         )
@@ -133,6 +140,11 @@ def summarise_bands(curves: Mapping[str, pd.DataFrame]) -> str:
         for name, last in ((name, seeds.iloc[-1]) for name, seeds in curves.items())
     ]
     return f"At the end, mean over seeds and range: {'; '.join(ends)}."
+
+
+def _marker(number: int) -> str:
+    """Return a marker that no other row of the same colour has."""
+    return MARKERS[(number + number // len(PALETTE)) % len(MARKERS)]
 
 
 def _spread(row: pd.Series, name: str) -> float:
