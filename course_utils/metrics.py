@@ -85,13 +85,13 @@ def field_accuracy(predictions: Sequence[str], references: Sequence[str]) -> pd.
     _same_length(predictions, references)
     hits: dict[str, list[bool]] = {}
     for prediction, reference in zip(predictions, references, strict=True):
-        truth = _record(reference)
+        truth = json_record(reference)
         if truth is None:
             raise ValueError(
                 f"This reference is not a JSON object: {reference[:80]!r}. "
                 'References look like {"name": "Ada", ...}; check which column you passed.'
             )
-        said = _record(prediction) or {}
+        said = json_record(prediction) or {}
         for field, value in truth.items():
             hits.setdefault(field, []).append(field in said and said[field] == value)
     return pd.Series({field: sum(h) / len(h) for field, h in hits.items()}, name="share right")
@@ -187,7 +187,7 @@ def _evaluating(model: PreTrainedModel):
         model.train(training)
 
 
-def _record(text: str) -> dict[str, object] | None:
+def json_record(text: str) -> dict[str, object] | None:
     """Return the JSON object in `text`, or None where there is none."""
     try:
         value = json.loads(text)

@@ -73,6 +73,11 @@ class StepTimes(TrainerCallback):
         self.tokens = state.num_input_tokens_seen - self._tokens
 
 
+def optimizer(method: str) -> str:
+    """Return the recommended optimizer: 8-bit where its state is that of all weights."""
+    return "adamw_bnb_8bit" if method == "full" else "adamw_torch_fused"
+
+
 def settings(recipe: str, method: str, checkpointing: bool, length: int) -> dict[str, Any]:
     """Return the arguments of SFTConfig in which the recipes differ."""
     if recipe == "copied":
@@ -84,7 +89,7 @@ def settings(recipe: str, method: str, checkpointing: bool, length: int) -> dict
         }  # fmt: skip
     return {
         "per_device_train_batch_size": 4, "max_length": length, "packing": True, "bf16": True,
-        "optim": "adamw_bnb_8bit" if method == "full" else "adamw_torch_fused",
+        "optim": optimizer(method),
         "lr_scheduler_type": "cosine", "warmup_steps": 0.03,
         "learning_rate": 2e-5 if method == "full" else 2e-4,
         "gradient_checkpointing": checkpointing,
@@ -106,7 +111,7 @@ def needs_checkpointing(config: PretrainedConfig, method: str, options: argparse
         return False
     guess = predict(
         config, method, batch_size=4, length=options.length, gradient_checkpointing=False,
-        optimizer="adamw_bnb_8bit" if method == "full" else "adamw_torch_fused",
+        optimizer=optimizer(method),
     )  # fmt: skip
     return guess.peak > 0.9 * torch.cuda.mem_get_info()[1]
 

@@ -15,7 +15,7 @@ from trl import SFTConfig
 
 from course_utils import hardware, models
 from course_utils.compare.experiment import Experiment, require_unique
-from course_utils.compare.inputs import require_data
+from course_utils.compare.inputs import load_inputs
 
 # Arguments of SFTConfig for every run, unless its experiment says otherwise.
 TRAINING: dict[str, Any] = {
@@ -112,7 +112,7 @@ def _problems(experiment: Experiment) -> list[str]:
         ("training", lambda: sft_config(experiment, 0, "unused")),
         ("peft", lambda: peft_config(experiment)),
         ("quantization", lambda: quantization_config(experiment)),
-        ("data", lambda: require_data(experiment)),
+        ("data", lambda: load_inputs(experiment)),
     ):
         try:
             with contextlib.redirect_stdout(io.StringIO()):

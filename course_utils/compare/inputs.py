@@ -42,23 +42,14 @@ class Inputs:
         return digest.hexdigest()
 
 
-def require_data(experiment: Experiment) -> None:
-    """Raise an error if an experiment's data is not there, or not in prompt-completion form.
-
-    Raises:
-        FileNotFoundError: if the folder or a file is missing.
-        ValueError: if a split has no rows or lacks a column.
-    """
-    load_inputs(experiment)
-
-
 def load_inputs(experiment: Experiment) -> Inputs:
     """Return the rows of an experiment; `train_rows` and `test_rows` cut them from the end.
 
     Of a test split with a column `kind`, each kind is cut by itself.
 
     Raises:
-        FileNotFoundError, ValueError: as `require_data` does.
+        FileNotFoundError: if the folder or a file is missing.
+        ValueError: if a split has no rows, too few, or lacks a column.
     """
     if experiment.data == COURSE_DATA:
         splits = data.load(COURSE_DATA, form="prompt-completion")

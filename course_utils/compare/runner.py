@@ -82,16 +82,20 @@ def jobs(experiments: Iterable[Experiment]) -> Iterator[Job]:
     """Yield the runs that experiments ask for, in order."""
     here = environment()
     models: dict[str, str] = {}
+    rows: dict[tuple[str, int | None, int | None], str] = {}
     for experiment in experiments:
         path = build.model_path(experiment)
         if path not in models:
             models[path] = model_fingerprint(path)
+        chosen = (experiment.data, experiment.train_rows, experiment.test_rows)
+        if chosen not in rows:
+            rows[chosen] = load_inputs(experiment).fingerprint
         described = experiment.to_dict()
         del described["seeds"]
         identity = {
             "schema": SCHEMA,
             "experiment": described,
-            "data": load_inputs(experiment).fingerprint,
+            "data": rows[chosen],
             "model": models[path],
             **here,
         }

@@ -210,16 +210,9 @@ def _quality(
         # "seen" is the test proper; other kinds are named.
         name = "" if kind in ("seen", "test") else f", {kind}"
         figures[f"exact match{name}"] = metrics.exact_match(said, right)
-        if all(isinstance(_json(text), dict) for text in right):
+        if all(metrics.json_record(text) is not None for text in right):
             figures[f"fields{name}"] = float(metrics.field_accuracy(said, right).mean())
     return figures
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None
 
 
 def _process_peak() -> int | None:
