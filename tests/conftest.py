@@ -8,6 +8,7 @@ that the run executed are counted, so that none can be left out unnoticed.
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 from nbval.plugin import IPyNbCell
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+# A progress bar is an output that only the first run on a machine has: later ones find the cache.
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 UNANSWERED = "answer = ...\n"
 SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```", re.S)
 
