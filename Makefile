@@ -5,12 +5,15 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done || echo python3)
 NB ?=
+# How many test files run at a time.
+JOBS ?= 2
 # Empty (make test CONSTRAINTS=), the newest versions that requirements.txt allows are installed.
 CONSTRAINTS ?= -c constraints.txt
 export CONSTRAINTS
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BOOK_READY := $(VENV)/.book-ready
 
 # Everything but a model named in COURSE_MODEL is in the repository, so nothing is asked of the hub.
 ifndef COURSE_MODEL
@@ -20,7 +23,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab lint bench bench-gpu data data-model data-report
+.PHONY: help run test lab lint book bench bench-gpu data data-model data-report slides workshop
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -28,8 +31,10 @@ help:  ## Say what each target does
 run: $(READY)  ## Execute every lesson and write its page under build/ (NB=01 for one)
 	@$(BIN)/python scripts/run_lessons.py $(NB)
 
-test: $(READY) lint  ## Run every test, the notebooks among them
-	@$(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --every-notebook
+# Two files at a time, each on a core of its own; the notebooks first, since they take longest.
+test: $(READY) $(BOOK_READY) lint  ## Run every test, the notebooks among them
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env \
+		--every-notebook -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks
@@ -37,6 +42,9 @@ lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 lint: $(READY)  ## Check the style of the code, that in the notebooks too
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+book: $(BOOK_READY)  ## Build the pages under build/book
+	@$(BIN)/python book/build.py
 
 bench: $(READY)  ## Run the standard comparison of methods (half an hour); it goes on where it was stopped
 	@$(BIN)/python -m course_utils compare --output build/comparison
@@ -56,15 +64,26 @@ data-model: $(READY)  ## Pretrain both pocket models again (about an hour and a 
 data-report: $(READY)  ## Measure the pocket model before and after fine-tuning
 	@$(BIN)/python data/build/report.py
 
+slides: $(READY)  ## Write the lessons as slides under build/slides (NB=04 for one); they need no network
+	@$(BIN)/python scripts/slides.py $(NB)
+
+workshop: $(READY)  ## Prepare build/workshop for a room without a network (TARGET=windows:3.12 for others)
+	@$(BIN)/python scripts/workshop.py $(addprefix --target ,$(TARGET))
+
 $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1). The course needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
 	@echo "Building $(VENV): a few minutes the first time."
 	@if command -v uv >/dev/null; then \
-		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV) && \
 		uv pip install --quiet --python $(BIN)/python -r requirements.txt $(CONSTRAINTS) -e .; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt $(CONSTRAINTS) -e .; \
 	fi
 	@touch $(READY)
+
+# Only the pages need these, so learners do not wait for them.
+$(BOOK_READY): $(READY) book/requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r book/requirements.txt $(CONSTRAINTS)
+	@touch $(BOOK_READY)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from course_utils import __version__, colab
+from course_utils import __version__, colab, hardware
 from course_utils.paths import COURSE_ROOT
 
 sys.path.insert(0, str(COURSE_ROOT / "scripts"))
@@ -33,6 +34,10 @@ PLATFORM = ("nvidia-", "cuda-", "triton", "appnope", "colorama", "pywin")
 
 pinned = pytest.mark.skipif(
     os.environ.get("CONSTRAINTS") == "", reason="run on the newest versions"
+)
+
+posix = pytest.mark.skipif(
+    os.name == "nt" or shutil.which("make") is None, reason="needs make and a POSIX shell"
 )
 
 
@@ -73,8 +78,26 @@ def test_conda_reads_the_same_two_files() -> None:
     assert "- -c constraints.txt" in text
     assert re.findall(r"^  - (\w+)", text, flags=re.M) == ["conda", "python", "pip", "pip"]
     project = tomllib.loads((COURSE_ROOT / "pyproject.toml").read_text())
-    floor = project["project"]["requires-python"].removeprefix(">=")
-    assert f"python>={floor}," in text
+    # Binder reads one version, such as python=3.12, and takes its own default for a range.
+    (python,) = re.findall(r"^  - python=([\d.]+)\b", text, flags=re.M)
+    assert SpecifierSet(project["project"]["requires-python"]).contains(python)
+
+
+@pinned
+def test_pip_can_read_the_lines_for_conda(tmp_path: Path) -> None:
+    """conda and Binder hand these lines to pip in a file beside environment.yml."""
+    for name in ("requirements.txt", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(COURSE_ROOT / name, tmp_path)
+    shutil.copytree(COURSE_ROOT / "course_utils", tmp_path / "course_utils")
+    text = (COURSE_ROOT / "environment.yml").read_text(encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("\n".join(re.findall(r"^      - (.+)$", text, flags=re.M)))
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "-r", "lines.txt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    if "No module named pip" in done.stderr:
+        pytest.skip("this environment has no pip")
+    assert done.returncode == 0, done.stderr
+    assert "Would install finetuning-course" in done.stdout
 
 
 def installed(requirements: Iterable[Requirement]) -> dict[str, str]:
@@ -198,6 +221,7 @@ def test_the_cell_sets_colab_up(tmp_path: Path) -> None:
         assert "torch and numpy stay as they are" in done.stdout
 
 
+@posix
 def test_an_old_python_is_refused_by_name(tmp_path: Path) -> None:
     """Without it the first thing that a reader with Python 3.9 sees is a page of pip."""
     for name in ("Makefile", "requirements.txt", "constraints.txt", "pyproject.toml"):
@@ -213,6 +237,7 @@ def test_an_old_python_is_refused_by_name(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
+@posix
 def test_make_says_what_it_can_do() -> None:
     """`make` alone explains itself, every target included."""
     makefile = (COURSE_ROOT / "Makefile").read_text(encoding="utf-8")
@@ -243,7 +268,7 @@ def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, ca
     monkeypatch.setattr(run_lessons, "ROOT", tmp_path)
     monkeypatch.setattr(run_lessons, "PAGES", pages)
     monkeypatch.setattr(sys, "argv", ["run_lessons.py"])
-    for name in run_lessons.QUIET:
+    for name in (*run_lessons.QUIET, "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # so that the script's own setting is undone as well
     assert run_lessons.main() == 1
     said = capsys.readouterr().out
@@ -253,6 +278,14 @@ def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, ca
     assert [page.name for page in pages.iterdir()] == ["02_lesson.html"]
     assert "42" in (pages / "02_lesson.html").read_text(encoding="utf-8")
     assert before == {path: path.read_bytes() for path in (tmp_path / "notebooks").iterdir()}
+
+
+def test_two_lessons_at_a_time_only_where_there_is_room() -> None:
+    """A GPU's memory is measured in lessons: a neighbour would be measured with it."""
+    roomy = hardware.Machine("cpu", "x86_64", 24, bf16=False, cores=2, ram=24)
+    assert run_lessons.lessons_at_once(roomy) == 2
+    for change in ({"cores": 1}, {"ram": 4.0}, {"device": "cuda"}):
+        assert run_lessons.lessons_at_once(replace(roomy, **change)) == 1
 
 
 def test_saved_notebooks_hold_nothing_of_the_run() -> None:

@@ -1,0 +1,215 @@
+"""The pages that are written from data: troubleshooting, what changed, and the helper package."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+import yaml
+from stage import BOOK, REPOSITORY, ROOT
+
+# Parts of the package that readers reach through another module: data and modules.
+INNER = {"dataset_check", "target_modules", "paths"}
+STACK = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
+SEEN = {
+    "raised": "Raised by the versions of these pages; a test reproduces it.",
+    "silent": "**Nothing is raised.** A test reproduces what happens.",
+    "gpu": "Needs a GPU or several: not reproduced by the tests, but by the source.",
+    "older": "Of older versions; a test shows that today's do not raise it.",
+    "elsewhere": "Of the machine or the network: not reproduced by the tests, but by the source.",
+}
+
+
+def read(name: str) -> Any:
+    """Return the data of a file in book/."""
+    return yaml.safe_load((BOOK / name).read_text(encoding="utf-8"))
+
+
+def pins() -> dict[str, str]:
+    """Return the exact versions that these pages speak of."""
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.M))
+
+
+def generated() -> dict[str, str]:
+    """Return the pages that are written from data, by file name."""
+    index = (BOOK / "index.md").read_text(encoding="utf-8")
+    return {
+        "index.md": index.replace("{{ repository }}", REPOSITORY),
+        "troubleshooting.md": troubleshooting(read("troubleshooting.yaml")),
+        "changes.md": changes(read("changes.yaml")),
+        **api(),
+    }
+
+
+def versions() -> str:
+    """Return the versions of the stack as a line of text."""
+    there = pins()
+    return ", ".join(f"{name} {there[name]}" for name in STACK)
+
+
+def troubleshooting(groups: list[dict[str, Any]]) -> str:
+    """Return the page of errors: an index of their texts, then each with cause, fix and source."""
+    text = [
+        "# Troubleshooting",
+        "Look for the text of your error with the search of your browser, or in the list; the "
+        "silent faults come last. First ask the doctor, which looks at the machine and at the "
+        "installed versions:",
+        "```\npython -m course_utils doctor\n```",
+        f"Held to {versions()} by the course's tests.",
+        "## By the text of the error",
+    ]
+    lines = [
+        f"- [{_code(_shortened(said))}](#{entry['id']})"
+        for group in groups
+        for entry in group["entries"]
+        for said in entry["text"].strip().split("\n\n")
+    ]
+    text.append("\n".join(lines))
+    for group in groups:
+        text.append(f"## {group['title']}")
+        text += [_entry(entry) for entry in group["entries"]]
+    return "\n\n".join(text) + "\n"
+
+
+def _entry(entry: dict[str, Any]) -> str:
+    sources = " · ".join(f"[{name}]({url})" for name, url in entry["source"].items())
+    parts = [
+        f"({entry['id']})=\n### {entry['title']}",
+        f":::{{container}} error-text\n```text\n{entry['text'].strip()}\n```\n:::",
+        SEEN[entry["seen"]],
+        f"**Cause.** {entry['cause'].strip()}",
+        f"**What to do.** {entry['fix'].strip()}",
+    ]
+    if "code" in entry:
+        parts.append(f"```python\n{entry['code'].strip()}\n```")
+    return "\n\n".join([*parts, f"**Source.** {sources}"])
+
+
+def _shortened(text: str, longest: int = 110) -> str:
+    return text if len(text) <= longest else f"{text[:longest].rstrip(' …')} …"
+
+
+def _code(text: str) -> str:
+    """Return text as code in markdown, whatever backticks it has."""
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def changes(data: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the page of then and now."""
+    text = [
+        "# What changed: then and now",
+        "Tutorials live longer than names. These tables say what became of what you find in them. "
+        "Each row is tried by a test on the installed libraries; the releases are those in which a "
+        "name came or went, found by looking into the published packages.",
+        f"Today is {versions()}. Errors by their text are under [](troubleshooting.md), and lesson "
+        "[06](notebooks/06_training_arguments.ipynb) tries the old names on your machine.",
+    ]
+    rows = data["arguments"] + data["names"]
+    for library in ("transformers", "trl", "peft", "datasets"):
+        text.append(f"## {library}")
+        places = dict.fromkeys(r["of"] for r in rows if r["of"].split(".")[0] == library)
+        for of in places:
+            # A library's own names stand right below its heading.
+            text += [f"### {_code(_short(of))}"] if of != library else []
+            text.append(_table([row for row in rows if row["of"] == of]))
+    rows = [
+        f"| {_code(_short(row['of']))} | {_code(row['argument'])} | {_code(repr(row['then']))} "
+        f"| {_code(repr(row['now']))} | {row['of'].split('.')[0]} {row['since']} "
+        f"| {row.get('note', '')} |"
+        for row in data["defaults"]
+    ]
+    head = "| of | argument | then | now | since | |\n|---|---|---|---|---|---|"
+    text += [
+        "## The same call, another default",
+        "These do not fail: the training is another one.",
+        "\n".join([head, *rows]),
+    ]
+    return "\n\n".join(text) + "\n"
+
+
+def _short(path: str) -> str:
+    """Return a class with its method, or a module, without the packages before it."""
+    parts = path.split(".")
+    named = [part for part in parts if part[0].isupper()]
+    return ".".join(parts[parts.index(named[0]) :]) if named else path
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"| {_code(_written(row['then']))} | {_now(row)} | {row.get('since', '')} | {_gone(row)} |"
+        for row in rows
+    ]
+    return "\n".join(["| then | now | new since | old gone in |", "|---|---|---|---|", *lines])
+
+
+def _written(what: str | dict[str, Any]) -> str:
+    """Return an argument with its value, or a name, as it is written."""
+    if isinstance(what, str):
+        return what
+    (name, value), *_ = what.items()
+    return f"{name}={'…' if value in (None, {}, '') else repr(value)}"
+
+
+def _now(row: dict[str, Any]) -> str:
+    named = _written(row["now"]) if "now" in row else ""
+    if "now_of" in row:  # it is an argument, or a name, of something else
+        of = _short(row["now_of"])
+        named = f"{of}({named})" if isinstance(row["now"], dict) else f"{of}.{named}"
+    return " ".join(filter(None, (_code(named) if named else "", row.get("note"))))
+
+
+def _gone(row: dict[str, Any]) -> str:
+    return "works, warns" if row.get("today") == "warns" else row["gone"]
+
+
+def api() -> dict[str, str]:
+    """Return a page for each module of the helper package, and their index."""
+    package = ROOT / "course_utils"
+    found = [p for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
+    names = sorted(p.stem for p in found if not p.stem.startswith("_") and p.stem not in INNER)
+    pages, rows = {}, []
+    for name in names:
+        pages[f"api/{name}.md"] = (
+            f"# {name}\n\n```{{eval-rst}}\n.. automodule:: course_utils.{name}\n   :members:\n"
+            "   :imported-members:\n```\n"
+            if _exports(name)
+            else f"# {name}\n\n```{{eval-rst}}\n.. automodule:: course_utils.{name}\n"
+            "   :members:\n```\n"
+        )
+        rows.append(f"| [{name}]({name}.md) | {_summary(name)} |")
+    toctree = "\n".join(["```{toctree}", ":hidden:", "", *names, "```"])
+    pages["api/index.md"] = "\n\n".join(
+        [
+            "# The helper package",
+            "`course_utils` has what a learner should not have to read; the calls of the libraries "
+            "stand in the lessons themselves. Each module is imported by its own name: "
+            "`from course_utils import hardware`. Its commands, such as "
+            "`python -m course_utils doctor`, answer for your own models and data too.",
+            "\n".join(["| module | |\n|---|---|", *rows]),
+            toctree,
+        ]
+    ) + "\n"  # fmt: skip
+    return pages
+
+
+def _source(name: str) -> ast.Module:
+    file = ROOT / "course_utils" / f"{name}.py"
+    if not file.exists():
+        file = file.with_suffix("") / "__init__.py"
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _summary(name: str) -> str:
+    return (ast.get_docstring(_source(name)) or "").partition("\n")[0]
+
+
+def _exports(name: str) -> bool:
+    """Say whether a module lists its names, and so may pass on those of others."""
+    return any(
+        isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+        for node in _source(name).body
+    )
