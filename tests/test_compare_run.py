@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,6 +135,24 @@ def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
     )
 
 
+def test_two_comparisons_in_one_folder_share_the_work(
+    file: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Each run is made once, by one of them; both end with the whole table."""
+    both = [
+        subprocess.Popen(command(file, tmp_path), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    made = re.findall(r"^\d of 3: (\w+, seed \d): exact match", "\n".join(said), flags=re.M)
+    assert sorted(made) == ["full, seed 0", "lora, seed 0", "lora, seed 1"]
+    assert said[0].splitlines()[-3:-1] == said[1].splitlines()[-3:-1], "the tables differ"
+    pd.testing.assert_frame_equal(
+        lasting(compare.table(tmp_path)), lasting(compare.table(whole)), check_exact=True
+    )
+
+
 def test_nothing_is_run_again_and_nothing_else_is_taken_for_it(whole: Path) -> None:
     """Another learning rate, other rows: another key, so another run."""
     [job] = jobs([EXPERIMENTS[1]])
@@ -145,13 +164,12 @@ def test_nothing_is_run_again_and_nothing_else_is_taken_for_it(whole: Path) -> N
     ]
     for one in jobs(changed):
         assert one.key != job.key and not (whole / one.file).exists()
-    started = time.monotonic()
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*.json")}
     compare.run(EXPERIMENTS, whole, progress=False)
     assert {path: path.stat().st_mtime_ns for path in whole.glob("*.json")} == before
-    assert time.monotonic() - started < 60, "three finished runs need no process"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and kills a process as Linux does")
 def test_a_failure_is_a_result_and_the_rest_is_run(tmp_path: Path) -> None:
     """A loss that is not a number, memory that runs out, a killed process; the last one is well."""
     rate = {"learning_rate": 1e9}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from course_utils import compare
 from course_utils.compare.inputs import load_inputs, model_fingerprint
 from course_utils.paths import DATA, POCKET_MODEL
@@ -22,20 +24,32 @@ def test_no_run_failed_and_none_is_half_written() -> None:
     assert all("/" not in result["device"] for result in results)
 
 
-def test_it_was_made_with_the_base_model_that_is_shipped() -> None:
+def test_it_was_made_with_the_model_and_the_rows_that_are_shipped() -> None:
     """A record of another model's weights would be compared with this one's."""
-    current = model_fingerprint(str(POCKET_MODEL))
-    assert {result["model"] for result in compare.load(RECORD)} == {current}
-
-
-def test_it_has_the_sweep_of_every_standard_method() -> None:
-    """`--sweep`: each method as it is defined, at three learning rates or more."""
     results = compare.load(RECORD)
-    data = load_inputs(compare.METHODS["full"]).fingerprint
-    assert {result["data"] for result in results} == {data}
-    for name, method in compare.METHODS.items():
-        runs = [result["experiment"] for result in results if result["method"] == name]
-        for key in ("peft", "quantization", "train_rows"):
-            expected = method.to_dict().get(key)
-            assert all(run.get(key) == expected for run in runs), (name, key)
-        assert len({run["training"]["learning_rate"] for run in runs}) >= 3, name
+    assert {result["model"] for result in results} == {model_fingerprint(str(POCKET_MODEL))}
+    rows = load_inputs(compare.METHODS["full"]).fingerprint
+    assert {result["data"] for result in results} == {rows}
+
+
+@pytest.mark.parametrize("name", compare.METHODS)
+def test_the_comparison_is_that_of_its_command(name: str) -> None:
+    """`--sweep --seeds 3`: three rates or more, the best of them inside and with three seeds."""
+    differs = {"name", "method", "training", "seeds"}
+    expected = compare.METHODS[name].to_dict()
+    validation: dict[float, float] = {}
+    seeds: dict[float, set[int]] = {}
+    for result in compare.load(RECORD):
+        experiment = result["experiment"]
+        if experiment["method"] != name:
+            continue
+        rate = experiment["training"]["learning_rate"]
+        for key in (experiment.keys() | expected.keys()) - differs:
+            assert experiment[key] == expected[key]
+        seeds.setdefault(rate, set()).add(result["seed"])
+        if result["seed"] == 0:
+            validation[rate] = result["metrics"]["validation loss"]
+    assert len(validation) >= 3
+    best = min(validation, key=validation.get)
+    assert min(validation) < best < max(validation)
+    assert seeds[best] == {0, 1, 2}
