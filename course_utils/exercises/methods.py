@@ -1,4 +1,4 @@
-"""The checks of lessons 05 to 07."""
+"""The checks of lessons 05 to 08."""
 
 from __future__ import annotations
 
@@ -103,3 +103,34 @@ def _packs(answer: int, documents: Any) -> tuple[bool, str]:
     if answer == tokens // 480:
         return False, "nearly: the rest needs a row as well."
     return False, f"there are {tokens:,} tokens, and a row takes 480."
+
+
+@exercise("08-fits")
+def _fits_here(answer: Iterable[str], planned: pd.DataFrame) -> tuple[bool, str]:
+    methods = ["full", "lora", "qlora"]
+    fitting = {method for method in methods if planned.loc["8,192 tokens", method] <= 16}
+    given = {answer} if isinstance(answer, str) else {*answer}
+    if given == fitting:
+        return True, "activations alone take most of it; checkpointing would be the next thing."
+    return False, "look at the last row of `planned`, in GiB."
+
+
+@exercise("08-choice")
+def _choice(answer: str, winners: pd.DataFrame) -> tuple[bool, str]:
+    peak, quality = winners["peak MiB"], winners["fields, unseen"]
+    frugal = peak <= 1.03 * peak.min()
+    if answer == quality[frugal].idxmax():
+        return True, f"{frugal.sum()} of the methods are so frugal, and this one is best."
+    if answer in winners.index and not frugal[answer]:
+        return False, f"{answer} takes {peak[answer] / peak.min() - 1:.0%} more than the lowest."
+    return False, "first keep the rows with a low enough peak, then take the best of them."
+
+
+@exercise("08-peeking")
+def _peeking(answer: int, everything: pd.DataFrame) -> tuple[bool, str]:
+    groups = everything.groupby("method")
+    chosen = (groups["validation loss"].idxmin(), groups["exact match"].idxmax())
+    rates = [everything.loc[rows].set_index("method")["learning rate"] for rows in chosen]
+    if answer == int((rates[0] != rates[1]).sum()):
+        return True, "and their test figures would have been too good: they were chosen by them."
+    return False, "of each method take the row with the lowest loss, and that with the best match."
