@@ -21,6 +21,7 @@ from course_utils.plots.curves import (
     summarise_sweep,
     sweep,
 )
+from course_utils.plots.errors import confusion, summarise_confusion
 from course_utils.plots.memory import (
     memory_bars,
     memory_fits,
@@ -36,6 +37,7 @@ __all__ = [
     "PALETTE",
     "LiveLoss",
     "bars",
+    "confusion",
     "loss_bands",
     "loss_curves",
     "memory_bars",
@@ -45,6 +47,7 @@ __all__ = [
     "quantization_errors",
     "summarise",
     "summarise_bands",
+    "summarise_confusion",
     "summarise_errors",
     "summarise_fits",
     "summarise_memory",

@@ -1,0 +1,104 @@
+"""A model behind transformers' own server, which does not outlive the one who started it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+HOST = "127.0.0.1"  # this machine alone: the server asks nobody for a password
+
+
+@contextmanager
+def serve(folder: str | Path, options: Sequence[str] = (), timeout: float = 180.0) -> Iterator[str]:
+    """Run `transformers serve` on a model's folder, and yield the address for an OpenAI client.
+
+    The address is such as "http://127.0.0.1:8123/v1"; a request's `model` is `folder` as given
+    here. `options` are more options of the command line. The server is offline, and stopped when
+    the block ends, by an error too; if this process is killed, the server ends by itself.
+
+    Raises:
+        FileNotFoundError: if the folder holds no model.
+        RuntimeError: if the server ends, or does not answer within `timeout` seconds.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no config.json. A folder with a whole model is served: merge an "
+            "adapter first, and write both with model.save_pretrained(folder) and "
+            "tokenizer.save_pretrained(folder)."
+        )
+    port = _free_port()
+    # By its path: where the package is not installed, a child process would not find its name.
+    # -P keeps that path's folder out of sys.path, where our modules would hide others' by name.
+    command = [sys.executable, "-P", __file__, str(folder), "--host", HOST, "--port", str(port)]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [*command, *options],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        try:
+            _wait(process, f"http://{HOST}:{port}/health", timeout, log)
+            yield f"http://{HOST}:{port}/v1"
+        finally:
+            _stop(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        return free.getsockname()[1]
+
+
+def _wait(process: subprocess.Popen, address: str, timeout: float, log: IO[bytes]) -> None:
+    """Return when the server answers."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with direct.open(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    log.seek(0)
+    last = log.read().decode(errors="replace")[-2000:]
+    what = "did not answer in time" if process.poll() is None else "ended before it answered"
+    raise RuntimeError(
+        f"The server {what} (allowed: {timeout:g} s). Look at what it printed last, and try "
+        f"`transformers serve FOLDER` in a terminal:\n{last}"
+    )
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.stdin.close()
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_with_parent() -> None:
+    """End this process when the pipe from its parent closes, which death does too."""
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from transformers.cli.transformers import main
+
+    sys.argv = ["transformers", "serve", *sys.argv[1:]]
+    main()

@@ -1,0 +1,101 @@
+"""Lesson 09's helpers: a server that always ends, and figures of errors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from course_utils import plots
+from course_utils.paths import POCKET_MODEL
+from course_utils.serving import serve
+
+STARTER = """
+import sys, time
+from course_utils.serving import serve
+with serve(sys.argv[1]) as address:
+    print(address, flush=True)
+    time.sleep(600)
+"""
+
+
+def answers(address: str) -> bool:
+    """Return whether a server answers there."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(address.removesuffix("/v1") + "/health", timeout=5):
+            return True
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def test_an_error_in_the_block_stops_the_server() -> None:
+    """A cell that fails half-way must not leave a process that holds memory and a port."""
+    seen = ""
+    with pytest.raises(KeyboardInterrupt), serve(POCKET_MODEL) as address:
+        seen = address
+        assert address.startswith("http://127.0.0.1:")
+        assert answers(address)
+        raise KeyboardInterrupt
+    assert seen
+    assert not answers(seen)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is not a signal of Windows")
+def test_a_killed_kernel_takes_the_server_along() -> None:
+    """Nothing of Python runs after SIGKILL (memory ran out), so no `finally` can help."""
+    command = [sys.executable, "-c", STARTER, str(POCKET_MODEL)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        try:
+            address = starter.stdout.readline().strip()
+            assert answers(address)
+        finally:
+            os.kill(starter.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while answers(address) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not answers(address)
+
+
+def test_a_folder_without_a_model_is_named() -> None:
+    """An adapter's folder is the likely mistake: it has to be merged first."""
+    with pytest.raises(FileNotFoundError, match="merge"), serve("data/tickets"):
+        pass
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    """A folder with a broken config shows the server's own words instead of a long wait."""
+    shutil.copytree(POCKET_MODEL, tmp_path / "broken")
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(RuntimeError, match=r"ended before it answered[\s\S]*no-such-model"):
+        with serve(tmp_path / "broken"):
+            pass
+
+
+def test_a_confusion_shows_every_count() -> None:
+    """A predicted value outside the list has a column, and nothing is left out."""
+    true = pd.Series(["calm", "calm", "angry", "angry", "angry"], name="true")
+    said = pd.Series(["calm", "angry", "thirsty", "thirsty", "angry"], name="predicted")
+    table = pd.crosstab(true, said)
+    axes = plots.confusion(table).axes[0]
+    assert sorted(text.get_text() for text in axes.texts) == ["1", "1", "1", "2"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["angry", "calm", "thirsty"]
+    summary = "2 of 5 right. Most often confused: angry was called thirsty (2 of 3)."
+    assert plots.summarise_confusion(table) == summary
+
+
+def test_a_confusion_without_errors_or_rows_says_so() -> None:
+    """A perfect model has no most frequent confusion; no answers at all is a mistake."""
+    right = pd.crosstab(pd.Series(["calm", "angry"]), pd.Series(["calm", "angry"]))
+    assert plots.summarise_confusion(right) == "2 of 2 right, none confused."
+    with pytest.raises(ValueError, match="crosstab"):
+        plots.confusion(pd.DataFrame())
