@@ -1,0 +1,40 @@
+"""Say how many processes there are and of which kind; with --config, train as `trl sft` does.
+
+    torchrun --nproc_per_node 2 recipes/train.py --processes 2 --config recipes/recipe.yaml
+
+A launcher can start fewer processes than it was asked for, or share nothing, without a word.
+"""
+
+import argparse
+import json
+import os
+import runpy
+import sys
+
+from accelerate import Accelerator, PartialState
+
+parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+parser.add_argument("--processes", type=int, help="how many there have to be")
+options, rest = parser.parse_known_args()
+cpu = "--use_cpu" in rest
+state = PartialState(cpu=cpu)
+sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+if "--config" not in rest:
+    kind = Accelerator(cpu=cpu).distributed_type.value
+    if state.is_main_process:
+        print(json.dumps({"processes": state.num_processes, "kind": kind, "asked FSDP": sharded}))
+    state.destroy_process_group()
+    sys.exit()
+
+if options.processes not in (None, state.num_processes):
+    raise RuntimeError(
+        f"{options.processes} processes were asked for, and there are {state.num_processes}. "
+        "Start them with torchrun --nproc_per_node."
+    )
+if sharded and state.device.type == "cpu":
+    raise RuntimeError("FSDP was asked for; on a CPU accelerate trains with DDP: use shard.py.")
+if state.is_main_process:
+    kind = state.distributed_type.value
+    print(json.dumps({"processes": state.num_processes, "kind": kind}), flush=True)
+sys.argv[1:] = rest
+runpy.run_module("trl.scripts.sft", run_name="__main__")
