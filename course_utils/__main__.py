@@ -248,4 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.isatty():  # a pipe on Windows takes a code page, which lacks many letters
+            stream.reconfigure(encoding="utf-8")
     sys.exit(main())

@@ -47,10 +47,13 @@ def plan(installed: Mapping[str, str]) -> tuple[list[str], list[str], list[str]]
 def install() -> None:
     """Bring the session to the course's versions; says in one line what it did.
 
+    What was imported before in another version stays so until the session is restarted: that is
+    then said as well.
+
     Raises:
         RuntimeError: if pip fails, with what it printed last.
     """
-    installed = {d.name.lower(): d.version for d in metadata.distributions() if d.name}
+    installed = _installed()
     wanted, held, unwanted = plan(installed)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     if unwanted:
@@ -61,6 +64,21 @@ def install() -> None:
             constraints.write_text("\n".join(held))
             _run([*pip, "install", "--constraint", str(constraints), *wanted])
     print(f"Installed {len(wanted)} libraries; torch and numpy stay as they are.")
+    if old := outdated(installed, _installed()):
+        print(
+            f"{', '.join(old)}: loaded earlier in this session, in another version. Choose Runtime "
+            "> Restart session, and run this cell again."
+        )
+
+
+def outdated(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return which of the course's libraries are loaded in a version that was replaced since."""
+    names = (requirement.name for requirement in runtime_requirements())
+    return [n for n in names if n in sys.modules and n in before and before[n] != now.get(n)]
+
+
+def _installed() -> dict[str, str]:
+    return {d.name.lower(): d.version for d in metadata.distributions() if d.name}
 
 
 def _run(command: list[str]) -> None:

@@ -257,7 +257,7 @@ def _installed(name: str) -> str | None:
 def _cpu_flags() -> set[str]:
     """Return the processor's features as Linux names them; elsewhere nothing is known."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return set()
     lines = [line for line in text.splitlines() if line.startswith(("flags", "Features"))]
@@ -274,7 +274,7 @@ def _ram() -> float:
     # In a container (Binder, Kaggle) the limit is what counts, not the host's memory.
     for file in CONTAINER_LIMITS:
         try:
-            limits.append(int(Path(file).read_text()))
+            limits.append(int(Path(file).read_text(encoding="utf-8")))
         except (OSError, ValueError):  # no such file, or "max": no limit
             continue
     return min(limits) / GIB

@@ -1,0 +1,270 @@
+"""Write the minutes of each section into the teacher's page, book/teaching.md, from the lessons.
+
+    python scripts/teaching.py            write them
+    python scripts/teaching.py --check    say whether they are those of the lessons as they are now
+
+No minute is guessed: RULE says what a word, a line of code, a picture and an exercise take. What
+stands between the markers of the page is written here; the rest is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import measure_room
+import nbformat
+import run_lessons
+import slides
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+
+PAGE = run_lessons.ROOT / "book" / "teaching.md"
+WORDS, CODE, SHOWN, EXERCISE = 130, 3, 30, 4
+RULE = (
+    f"Prose is told at {WORDS} words a minute, a line of code takes {CODE} seconds, a picture or a "
+    f"table {SHOWN} seconds, an exercise {EXERCISE} minutes; a section is rounded up to whole "
+    "minutes. The time in which all cells of a lesson run on two cores is that of the README."
+)
+CLASS, CORES = 30, 16  # learners, and the cores of the machine that they share
+# What to teach in so many minutes: sections by lesson and beginning of the title; * is all of it.
+# Exercises are left to the learners' own time unless a plan names them.
+PLANS: dict[int, list[tuple[str, Sequence[str]]]] = {
+    60: [
+        ("00", ["*"]),
+        ("04", ["LoRA in fifteen", "Parameters and bytes", "What can LoRA", "A wrong name"]),
+    ],
+    120: [
+        ("00", ["*"]),
+        ("01", ["Three forms", "Completion-only", "Truncation", "A bad dataset"]),
+        ("02", ["The anatomy", "What each choice", "An 8B model"]),
+        ("04", ["LoRA in fifteen", "Parameters and bytes", "What can LoRA", "A wrong name"]),
+    ],
+    240: [
+        ("00", ["*"]),
+        ("01", ["Three forms", "Completion-only", "Truncation", "Padding", "A bad dataset"]),
+        ("02", ["The anatomy", "Predicted", "What each choice", "An 8B model"]),
+        ("03", ["Four bits", "The defaults", "QLoRA, trained"]),
+        ("04", ["LoRA in fifteen", "Parameters", "What can", "A wrong name", "The rank", "Alpha"]),
+        ("06", ["A recipe", "`learning_rate`", "`per_device", "The recipe today"]),
+        ("07", ["What SFTTrainer does", "Which of the two"]),
+        ("09", ["How good is it", "A model that never", "Save the adapter"]),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a lesson: its title and how long it takes to teach, in minutes."""
+
+    title: str
+    minutes: int
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A lesson as it is taught; `run` is the time in which its cells run, in minutes."""
+
+    number: str
+    title: str
+    goal: str
+    sections: tuple[Section, ...]
+    run: int
+
+    @property
+    def minutes(self) -> int:
+        """The time of the whole lesson, its exercises and the waiting for cells included."""
+        return sum(section.minutes for section in self.sections) + self.run
+
+
+def seconds(cell: NotebookNode) -> float:
+    """Return how long a cell takes to teach, by RULE."""
+    if "google.colab" in cell.source or "<summary>Solution" in cell.source:
+        return 0.0
+    if cell.cell_type == "markdown":
+        return 60 * len(cell.source.split()) / WORDS
+    if cell.source.startswith("answer = ..."):
+        return 60.0 * EXERCISE
+    kinds = [kind for output in cell.outputs for kind in output.get("data", {})]
+    pictures = sum(kind.startswith("image/") or kind == "text/html" for kind in kinds)
+    return CODE * (cell.source.count("\n") + 1) + SHOWN * pictures
+
+
+def sections(notebook: NotebookNode) -> tuple[Section, ...]:
+    """Return the sections of a lesson in order; its opening is the first."""
+    found = [["Opening", 0.0]]
+    for cell in notebook.cells:
+        if cell.cell_type != "markdown":
+            found[-1][1] += seconds(cell)
+            continue
+        for part in slides.by_headings(cell.source):
+            if head := re.match(r"## (.+)", part):
+                found.append([head[1].strip(), 0.0])
+            found[-1][1] += seconds(new_markdown_cell(part))
+    return tuple(Section(title, max(1, math.ceil(s / 60))) for title, s in found)
+
+
+def run_minutes(number: str) -> int:
+    """Return the minutes in which a lesson runs, as the README's table says.
+
+    Raises:
+        ValueError: if the README has no row for the lesson.
+    """
+    text = (run_lessons.ROOT / "README.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| {number} \|.*?\| (\d+) min \|", text, flags=re.M)
+    if row is None:
+        raise ValueError(
+            f"The README's table of lessons has no row `| {number} | ... | 3 min |`. Add one."
+        )
+    return int(row[1])
+
+
+def read() -> dict[str, Lesson]:
+    """Return the lessons by number."""
+    lessons = {}
+    for path in run_lessons.lessons():
+        notebook = nbformat.read(path, as_version=4)
+        opening = notebook.cells[0].source
+        title = opening.splitlines()[0].removeprefix("# ").partition(" · ")[2]
+        goal = re.search(r"\*\*You will learn\*\*:? (.+?)(?:\n\n|\Z)", opening, flags=re.S)[1]
+        goal = re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", " ".join(goal.split()))
+        number = path.name[:2]
+        lessons[number] = Lesson(number, title, goal, sections(notebook), run_minutes(number))
+    return lessons
+
+
+def chosen(lesson: Lesson, beginnings: Sequence[str]) -> list[Section]:
+    """Return the sections of a lesson that a plan names.
+
+    Raises:
+        ValueError: if a lesson has no such section.
+    """
+    if beginnings == ["*"]:
+        return list(lesson.sections)
+    found = []
+    for beginning in beginnings:
+        fitting = [s for s in lesson.sections if s.title.startswith(beginning)]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"A plan names the section {beginning!r} of lesson {lesson.number}, which has "
+                f"{len(fitting)} of that beginning. Correct PLANS in scripts/teaching.py."
+            )
+        found += fitting
+    return found
+
+
+def plan(minutes: int, lessons: dict[str, Lesson]) -> str:
+    """Return the table of what is taught in so many minutes.
+
+    Raises:
+        ValueError: if it takes longer than that.
+    """
+    rows, total = [], 0
+    for number, beginnings in PLANS[minutes]:
+        lesson = lessons[number]
+        picked = chosen(lesson, beginnings)
+        taken = sum(section.minutes for section in picked) + lesson.run
+        total += taken
+        what = "all of it" if beginnings == ["*"] else "; ".join(s.title for s in picked)
+        rows.append(f"| {number} {lesson.title} | {what} | {taken} |")
+    if total > minutes:
+        raise ValueError(
+            f"The plan for {minutes} minutes takes {total}. Shorten it in scripts/teaching.py."
+        )
+    head = "| lesson | sections | minutes |\n|---|---|---|\n"
+    spare = f"\n\n{total} of {minutes} minutes; the rest is for arriving, questions and a break."
+    return head + "\n".join(rows) + spare
+
+
+def overview(lessons: dict[str, Lesson]) -> str:
+    """Return the table of all lessons with their minutes."""
+    rows = [
+        f"| {one.number} | {one.title} | {one.minutes - one.run} | {one.run} | {one.minutes} |"
+        for one in lessons.values()
+    ]
+    total = sum(one.minutes for one in lessons.values())
+    head = "| | lesson | to teach | cells run | minutes |\n|---|---|---|---|---|\n"
+    return head + "\n".join(rows) + f"\n\nAll together: {total / 60:.0f} hours."
+
+
+def details(lesson: Lesson) -> str:
+    """Return the goal of a lesson and the minutes of its sections."""
+    rows = "\n".join(f"| {section.title} | {section.minutes} |" for section in lesson.sections)
+    head = "| section | minutes |\n|---|---|\n"
+    last = f"\n| all cells run | {lesson.run} |\n| **together** | **{lesson.minutes}** |"
+    return f"**Goal**: {lesson.goal}\n\n{head}{rows}{last}"
+
+
+def room() -> str:
+    """Return what was measured of several learners on one machine, and what follows for thirty."""
+    data = json.loads(measure_room.OUTPUT.read_text(encoding="utf-8"))
+    head = (
+        "| lesson | learners at once | memory together | CPU seconds each | until all are done |\n"
+        "|---|---|---|---|---|\n"
+    )
+    rows = [
+        f"| {row['lesson'][:2]} | {row['learners']} | {row['room_peak'] / 2**30:.1f} GiB | "
+        f"{row['cpu_seconds']:.0f} | {row['wall_seconds']:.0f} s |"
+        for row in data["measured"]
+    ]
+    said = []
+    for number in dict.fromkeys(row["lesson"][:2] for row in data["measured"]):
+        one = measure_room.extrapolate(data, number, CLASS)
+        said.append(
+            f"- Lesson {number}: {one['shared_gib']:.2f} + {CLASS} × ({one['own_gib']:.2f} + "
+            f"{data['server_bytes'] / 2**30:.2f}) = **{one['memory_gib']:.0f} GiB**; {CLASS} × "
+            f"{one['cpu_seconds']:.0f} = {one['core_seconds']:.0f} CPU seconds, which is "
+            f"**{one['core_seconds'] / CORES / 60:.0f} minutes** on {CORES} cores."
+        )
+    where = f"Measured on: {data['device']}; {data['system']}; one thread a learner."
+    return head + "\n".join(rows) + f"\n\n{where}\n\n" + "\n".join(said)
+
+
+def filled(text: str, lessons: dict[str, Lesson]) -> str:
+    """Return the page with what stands between its markers written anew.
+
+    Raises:
+        ValueError: if a lesson has no markers, or a marker names nothing.
+    """
+    parts = {"rule": RULE, "overview": overview(lessons), "room": room()}
+    parts |= {f"plan-{minutes}": plan(minutes, lessons) for minutes in PLANS}
+    parts |= {f"lesson-{number}": details(lesson) for number, lesson in lessons.items()}
+    for name, part in parts.items():
+        block = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.S)
+        if not block.search(text):
+            raise ValueError(
+                f"book/teaching.md lacks the lines `<!-- begin {name} -->` and `<!-- end {name} "
+                "-->`. Add them where it is to stand."
+            )
+        text = block.sub(lambda found, part=part: f"{found[1]}{part}\n{found[2]}", text)
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    options = parser.parse_args(arguments)
+    before = PAGE.read_text(encoding="utf-8")
+    try:
+        after = filled(before, read())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.check and before != after:
+        print("The lessons have changed. Run: python scripts/teaching.py", file=sys.stderr)
+        return 1
+    if not options.check:
+        Path(PAGE).write_text(after, encoding="utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Set the course up on a learner's machine, from the workshop's folder and with no network.
+
+    python3 start.py              set up, in the folder finetuning-course of your home
+    python3 start.py --lab        open the lessons
+
+It needs Python alone: what it installs lies in the folder `wheelhouse` beside it. It can be run
+again, after a fault too: it goes on where it stopped and leaves your own changes to lessons alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NAME = "finetuning-course"
+READY = ".ready"  # in the environment, once all is installed
+SYSTEMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
+PROCESSORS = {"amd64": "x86_64", "aarch64": "arm64"}
+
+
+class Refusal(Exception):
+    """Why the course cannot be set up here, and what to do."""
+
+
+def this_machine() -> str:
+    """Return the system, processor and Python, as the folders of the wheelhouse are named."""
+    system = SYSTEMS.get(platform.system(), platform.system().lower())
+    machine = platform.machine().lower()
+    return "{}-{}-{}.{}".format(system, PROCESSORS.get(machine, machine), *sys.version_info)
+
+
+def wheels_for(machine: str) -> tuple[Path, dict]:
+    """Return the wheels for a machine and what is said of them.
+
+    Raises Refusal if there are none, or if not all came along.
+    """
+    folder = HERE / "wheelhouse" / machine
+    file = folder / "contents.json"
+    if not file.exists():
+        there = ", ".join(sorted(f.parent.name for f in HERE.glob("wheelhouse/*/contents.json")))
+        raise Refusal(
+            f"There are no wheels for {machine}. There are for: {there or 'nothing'}. Run start.py "
+            "with one of these versions of Python (on Windows, for 3.12: py -3.12 start.py), or "
+            "ask your teacher for wheels for yours."
+        )
+    contents = json.loads(file.read_text(encoding="utf-8"))
+    for name, size in contents["wheels"].items():
+        wheel = folder / name
+        if not wheel.exists() or wheel.stat().st_size != size:
+            raise Refusal(f"{wheel} is missing or cut off. Copy the workshop's folder again.")
+    return folder, contents
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Raise Refusal if the disk has less free than is needed, in bytes."""
+    folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise Refusal(
+            f"{folder} has {free / 2**30:.1f} GiB free; the course takes {needed / 2**30:.1f} GiB. "
+            "Free some, or choose another disk: start.py --into FOLDER"
+        )
+
+
+def unpack(course: Path) -> None:
+    """Put the course into its folder, whole or not at all, unless it is there."""
+    if course.exists():
+        if not (course / "course_utils").is_dir():
+            raise Refusal(f"{course} is there and is not the course. Choose another: --into FOLDER")
+        return
+    part = course.with_name(course.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with zipfile.ZipFile(HERE / f"{NAME}.zip") as archive:
+        archive.extractall(part)
+    (part / NAME).rename(course)
+    part.rmdir()
+
+
+def program(course: Path, name: str) -> str:
+    """Return the path of a program in the course's environment."""
+    windows = os.name == "nt"
+    folder = course / ".venv" / ("Scripts" if windows else "bin")
+    return str(folder / (f"{name}.exe" if windows else name))
+
+
+def install(course: Path, wheels: Path) -> None:
+    """Make the environment in the course's folder, from the wheels alone."""
+    environment = course / ".venv"
+    done = subprocess.run([sys.executable, "-m", "venv", str(environment)])
+    if done.returncode:
+        raise Refusal("Python could not make an environment. On Debian: apt install python3-venv")
+    # Nothing that is set for pip on this machine may send it to the network.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    command = [
+        program(course, "python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    command += ["--no-index", "--find-links", str(wheels)]
+    command += ["-r", "requirements.txt", "-c", "constraints.txt", "-e", "."]
+    done = subprocess.run(command, cwd=course, env={**own, "PIP_CONFIG_FILE": os.devnull})
+    if done.returncode:
+        raise Refusal("pip could not install the course; its words are above. Show your teacher.")
+    (environment / READY).touch()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--into", type=Path, default=Path.home() / NAME)
+    parser.add_argument("--lab", action="store_true", help="open the lessons in JupyterLab")
+    options = parser.parse_args()
+    course = options.into.resolve()
+    try:
+        if not (course / ".venv" / READY).exists():
+            wheels, contents = wheels_for(this_machine())
+            require_room(course, contents["installed_bytes"])
+            print("Setting the course up; this takes a few minutes.", flush=True)
+            unpack(course)
+            install(course, wheels)
+    except Refusal as error:
+        print(error, file=sys.stderr)
+        return 1
+    if options.lab:
+        command = [program(course, "jupyter"), "lab", "--ServerApp.ip=127.0.0.1"]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        command += [f"--notebook-dir={course / 'notebooks'}"]
+        return subprocess.run(command, cwd=course, env=environment).returncode
+    doctor = [program(course, "python"), "-m", "course_utils", "doctor"]
+    code = subprocess.run(doctor, cwd=course).returncode
+    print("\nThe course is set up. To open the lessons, run this again with --lab.")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

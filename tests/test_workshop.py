@@ -1,0 +1,345 @@
+"""Slides, the folder for a workshop, the teacher's page: all that can be tried in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from course_utils.paths import COURSE_ROOT
+
+sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import measure_room
+import slides
+import teaching
+import workshop
+import workshop_start
+
+LESSONS = sorted((COURSE_ROOT / "notebooks").glob("[0-9]*.ipynb"))
+# What a browser fetches when it opens a page; links that a reader may follow are not among it.
+FETCHED = re.compile(
+    r"""<(?:script|img|source|iframe)\b[^>]*\bsrc=["']([^"']+)"""
+    r"""|<link\b[^>]*\bhref=["']([^"']+)|\bimport\b[^;\n]*["'](https?:[^"']+)|url\((https?:[^)]+)"""
+)
+needs_pip = pytest.mark.skipif(
+    subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode != 0,
+    reason="this environment has no pip: python -m ensurepip",
+)
+
+
+def placed(*cells: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """Return the kind and the text of each piece on the slides."""
+    made, _ = slides.BySections().preprocess(new_notebook(cells=list(cells)), {})
+    return [(cell.metadata.slideshow.slide_type, cell.source) for cell in made.cells]
+
+
+# Slides.
+
+
+def test_a_slide_begins_at_each_heading_also_within_a_cell() -> None:
+    text = "End.\n\n## Second\n\nText.\n\n```python\n# no heading\n```\n\n### Below\n\nMore."
+    kinds = [kind for kind, _ in placed(new_markdown_cell("# Title"), new_markdown_cell(text))]
+    assert kinds == ["slide", "-", "slide", "subslide"]
+
+
+def test_what_only_a_notebook_needs_is_left_out() -> None:
+    """Solutions on the screen would end an exercise before it began."""
+    found = placed(
+        new_markdown_cell("# Title\n\n[![Open in Colab](https://x/y.svg)](https://x)"),
+        new_code_cell('if "google.colab" in sys.modules:\n    pass'),
+        new_code_cell('answer = ...\nexercises.check("00-x", answer)'),
+        new_markdown_cell("<details><summary>Solution</summary>\n\n```python\n1\n```\n</details>"),
+    )
+    assert [text.split("\n")[0] for _, text in found] == ["# Title", "answer = ..."]
+    assert "Colab" not in found[0][1]
+
+
+def test_code_and_what_it_gave_follow_each_other_and_go_on_below() -> None:
+    short = new_code_cell("1 + 1", outputs=[new_output("stream", text="2\n")])
+    long = new_code_cell("x = 1\n" * 25, outputs=[new_output("stream", text="2\n" * 25)])
+    kinds = [kind for kind, _ in placed(new_markdown_cell("## Sum"), short, long)]
+    assert kinds == ["slide", "fragment", "fragment", "subslide", "subslide"]
+
+
+def test_links_lead_to_other_slides_or_become_words() -> None:
+    text = (
+        "[next](04_lora.ipynb), [data](../data/README.md), [paper](https://arxiv.org), ![i](a.png)"
+    )
+    assert slides.for_slides(text) == (
+        "[next](04_lora.html), data, [paper](https://arxiv.org), ![i](a.png)"
+    )
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_every_lesson_becomes_slides_that_fetch_nothing_from_elsewhere(lesson, tmp_path) -> None:
+    """In a room without a network a page that waits for a script stays white."""
+    count = slides.write(lesson, tmp_path)
+    page = (tmp_path / f"{lesson.stem}.html").read_text(encoding="utf-8")
+    fetched = {next(filter(None, match.groups())) for match in FETCHED.finditer(page)}
+    local = {url for url in fetched if not url.startswith("data:")}
+    assert local and all(url.startswith(("reveal/", "mathjax/")) for url in local), local
+    headings = sum(len(re.findall(r"<h[12]\b", section)) for section in page.split("<section")[1:])
+    assert count >= headings > 5
+    assert "Solution</summary>" not in page
+    assert page.count("<section") == page.count("</section>")
+
+
+@needs_pip
+def test_slides_without_their_scripts_say_what_to_do(tmp_path: Path, monkeypatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(RuntimeError, match="there is no network"):
+        slides.fetch(tmp_path)
+    assert not list(tmp_path.iterdir()), "what was begun is taken away"
+
+
+def test_the_slides_open_in_a_browser(tmp_path: Path) -> None:
+    """The scripts come from `make slides`, which a test does not fetch."""
+    tools = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+    browser_path = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if browser_path is None or not (slides.OUTPUT / "mathjax").is_dir():
+        pytest.skip("needs chromium, and `make slides` run once")
+    for name in slides.ASSETS:
+        shutil.copytree(slides.OUTPUT / name, tmp_path / name)
+    (lesson,) = [path for path in LESSONS if path.name.startswith("04")]
+    count = slides.write(lesson, tmp_path)
+    asked: list[str] = []
+    with tools.sync_playwright() as tool:
+        browser = tool.chromium.launch(
+            executable_path=browser_path, args=["--disable-background-networking", "--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": slides.WIDTH, "height": slides.HEIGHT})
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((tmp_path / f"{lesson.stem}.html").as_uri())
+        page.wait_for_function("window.Reveal && Reveal.isReady()")
+        page.wait_for_function("document.querySelectorAll('.MathJax').length > 5")
+        assert page.evaluate("Reveal.getTotalSlides()") == count
+        heights = page.evaluate(
+            """async () => {
+                const found = [];
+                for (const slide of Reveal.getSlides()) {
+                    const {h, v} = Reveal.getIndices(slide);
+                    Reveal.slide(h, v, 99);
+                    await new Promise(done => setTimeout(done, 10));
+                    found.push(slide.scrollHeight);
+                }
+                return found;
+            }"""
+        )
+        browser.close()
+    assert not [url for url in asked if url.startswith("http")]
+    too_tall = [height for height in heights if height > slides.HEIGHT]
+    assert len(too_tall) <= count / 20, "nearly all slides show all without scrolling"
+
+
+# The folder for a workshop.
+
+
+def test_another_target_is_named_as_its_folder() -> None:
+    assert workshop.target("windows:3.12") == "windows-x86_64-3.12"
+    assert workshop.target("macos:3.13") == "macos-arm64-3.13"
+    for wrong in ("windows", "beos:3.12", "linux:2.7", ""):
+        with pytest.raises(ValueError, match=r"--target windows:3\.12"):
+            workshop.target(wrong)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_fetched(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(workshop, "DISK_GIB", 10**6)
+    with pytest.raises(RuntimeError, match="Free some, or choose another disk"):
+        workshop.prepare([workshop_start.this_machine()], tmp_path / "new" / "folder")
+    assert not list(tmp_path.iterdir())
+
+
+def wheel(folder: Path, name: str, version: str) -> Path:
+    """Write a wheel of a package with one module."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": "x = 1\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in files)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+    return path
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch) -> Path:
+    """A folder in which pip finds packages, and a course that wants two of them."""
+    root, found = tmp_path / "root", tmp_path / "index"
+    root.mkdir()
+    (root / "requirements.txt").write_text("first>=1\nsecond>=1\n", encoding="utf-8")
+    (root / "constraints.txt").write_text("first==1.0\nsecond==1.0\n", encoding="utf-8")
+    for name in ("first", "second", "builder"):
+        wheel(found, name, "1.0")
+    monkeypatch.setattr(workshop, "ROOT", root)
+    monkeypatch.setattr(workshop, "BUILD", "builder>=1")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(found))
+    return found
+
+
+@needs_pip
+def test_a_wheelhouse_that_was_broken_off_is_finished(index: Path, tmp_path: Path) -> None:
+    """A cut-off wheel in it would fail in the room, where nobody can fetch another."""
+    house, name = tmp_path / "house", workshop_start.this_machine()
+    missing = (index / "second-1.0-py3-none-any.whl").rename(tmp_path / "away.whl")
+    with pytest.raises(RuntimeError, match="second"):
+        workshop.wheels(name, house)
+    assert not (house / name).exists()
+    part = house / f"{name}.part"
+    shutil.copy(index / "first-1.0-py3-none-any.whl", part)
+    broken = part / "second-1.0-py3-none-any.whl"
+    broken.write_bytes(missing.read_bytes()[:200])
+    missing.rename(index / "second-1.0-py3-none-any.whl")
+    assert workshop.wheels(name, house).startswith(f"{name}: 3 wheels, ")
+    assert not part.exists()
+    assert workshop.whole(house / name / broken.name)
+    assert workshop.wheels(name, house) == f"{name}: 3 wheels, as before"
+
+
+@needs_pip
+def test_other_requirements_make_another_wheelhouse(index: Path, tmp_path: Path) -> None:
+    house, name = tmp_path / "house", workshop_start.this_machine()
+    workshop.wheels(name, house)
+    wheel(index, "first", "1.1")
+    (workshop.ROOT / "constraints.txt").write_text("first==1.1\nsecond==1.0\n", encoding="utf-8")
+    workshop.wheels(name, house)
+    names = sorted(path.name for path in (house / name).glob("first*"))
+    assert names == ["first-1.1-py3-none-any.whl"]
+
+
+def test_wheels_for_another_system_need_uv(index: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(workshop.shutil, "which", lambda *args, **more: None)
+    with pytest.raises(RuntimeError, match="pip install uv"):
+        workshop.wheels(workshop.target("windows:3.12"), tmp_path / "house")
+
+
+def test_the_course_is_packed_from_a_clone_alone(tmp_path: Path, monkeypatch) -> None:
+    if not (COURSE_ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a clone")
+    workshop.course(tmp_path / "course.zip")
+    with zipfile.ZipFile(tmp_path / "course.zip") as archive:
+        names = archive.namelist()
+    assert f"{workshop.NAME}/data/models/pocket-llama/model.safetensors" in names
+    assert not {"build", ".venv", "runs"} & {name.split("/")[1] for name in names}
+    monkeypatch.setattr(workshop, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match="git clone"):
+        workshop.course(tmp_path / "other.zip")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run start.py of a workshop's folder as a learner does."""
+    shutil.copy(workshop_start.__file__, folder / "start.py")
+    command = [sys.executable, str(folder / "start.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+
+def house(folder: Path, name: str) -> Path:
+    """Make a workshop's folder with one wheel, for a machine of that name."""
+    path = folder / "wheelhouse" / name
+    path.mkdir(parents=True)
+    file = wheel(path, "first", "1.0")
+    sizes = {file.name: file.stat().st_size}
+    contents = {"wheels": sizes, "installed_bytes": 1000}
+    (path / "contents.json").write_text(json.dumps(contents), encoding="utf-8")
+    return file
+
+
+def test_a_learner_with_another_python_is_told_which_would_do(tmp_path: Path) -> None:
+    house(tmp_path, "amiga-m68k-3.12")
+    done = start(tmp_path, "--into", str(tmp_path / "course"))
+    assert done.returncode == 1 and not (tmp_path / "course").exists()
+    assert f"no wheels for {workshop_start.this_machine()}" in done.stderr
+    assert "There are for: amiga-m68k-3.12" in done.stderr
+
+
+def test_a_copy_that_was_broken_off_is_noticed(tmp_path: Path) -> None:
+    file = house(tmp_path, workshop_start.this_machine())
+    file.write_bytes(file.read_bytes()[:-10])
+    done = start(tmp_path, "--into", str(tmp_path / "course"))
+    assert done.returncode == 1
+    assert "missing or cut off. Copy the workshop's folder again" in done.stderr
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    house(tmp_path, workshop_start.this_machine())
+    (tmp_path / "thesis").mkdir()
+    done = start(tmp_path, "--into", str(tmp_path / "thesis"))
+    assert done.returncode == 1 and "is not the course" in done.stderr
+    assert not list((tmp_path / "thesis").iterdir())
+
+
+def test_a_learners_disk_that_is_full_is_named(tmp_path: Path) -> None:
+    file = house(tmp_path, workshop_start.this_machine())
+    contents = file.parent / "contents.json"
+    data = json.loads(contents.read_text(encoding="utf-8")) | {"installed_bytes": 2**60}
+    contents.write_text(json.dumps(data), encoding="utf-8")
+    done = start(tmp_path, "--into", str(tmp_path / "course"))
+    assert done.returncode == 1 and "--into FOLDER" in done.stderr
+
+
+# Thirty learners, and the teacher's page.
+
+
+def test_the_line_through_measurements_is_that_of_least_squares() -> None:
+    rows = [{"learners": n, "room_peak": 5 + 3 * n} for n in (1, 2, 3, 4)]
+    assert measure_room.line(rows) == pytest.approx((5, 3))
+    with pytest.raises(ValueError, match="two numbers of learners"):
+        measure_room.extrapolate({"measured": [], "server_bytes": 1}, "00", 30)
+
+
+def test_the_room_was_measured_with_one_to_four_and_the_line_fits() -> None:
+    """An extrapolation from four to thirty stands on the line being one."""
+    data = json.loads(measure_room.OUTPUT.read_text(encoding="utf-8"))
+    assert data["schema"] == measure_room.SCHEMA
+    for lesson in {row["lesson"] for row in data["measured"]}:
+        rows = [row for row in data["measured"] if row["lesson"] == lesson]
+        assert [row["learners"] for row in rows] == [1, 2, 3, 4]
+        shared, own = measure_room.line(rows)
+        for row in rows:
+            assert abs(shared + own * row["learners"] - row["room_peak"]) < 0.1 * row["room_peak"]
+            assert row["alone_peak"] <= row["share_peak"] <= row["room_peak"]
+        assert 0.5 * 2**30 < own < 2 * 2**30
+        assert data["server_bytes"] < own
+
+
+def test_the_teachers_page_has_the_minutes_of_the_lessons_as_they_are() -> None:
+    """A lesson that changed takes other minutes."""
+    text = teaching.PAGE.read_text(encoding="utf-8")
+    assert text == teaching.filled(text, teaching.read()), "run: python scripts/teaching.py"
+
+
+def test_a_plan_that_takes_longer_than_its_time_is_refused(monkeypatch) -> None:
+    lesson = teaching.Lesson("00", "Title", "goal", (teaching.Section("Long", 70),), run=1)
+    monkeypatch.setitem(teaching.PLANS, 60, [("00", ["*"])])
+    with pytest.raises(ValueError, match="for 60 minutes takes 71"):
+        teaching.plan(60, {"00": lesson})
+    with pytest.raises(ValueError, match="has 0 of that beginning"):
+        teaching.chosen(lesson, ["Short"])
+
+
+def test_an_exercise_and_a_picture_count_by_the_rule() -> None:
+    exercise = new_code_cell('answer = ...\nexercises.check("00-x", answer)')
+    picture = new_code_cell("plot()", outputs=[new_output("display_data", {"image/png": "x"})])
+    words = new_markdown_cell(" ".join(["word"] * 130))
+    assert list(map(teaching.seconds, (exercise, picture, words))) == [240, 33, 60]
