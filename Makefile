@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BOOK_READY := $(VENV)/.book-ready
+TEST_READY := $(VENV)/.test-ready
 
 # Everything but a model named in COURSE_MODEL is in the repository, so nothing is asked of the hub.
 ifndef COURSE_MODEL
@@ -32,7 +33,7 @@ run: $(READY)  ## Execute every lesson and write its page under build/ (NB=01 fo
 	@$(BIN)/python scripts/run_lessons.py $(NB)
 
 # Two files at a time, each on a core of its own; the notebooks first, since they take longest.
-test: $(READY) $(BOOK_READY) lint  ## Run every test, the notebooks among them
+test: $(TEST_READY) lint  ## Run every test, the notebooks among them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env \
 		--every-notebook -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
@@ -87,3 +88,8 @@ $(READY): requirements.txt constraints.txt pyproject.toml
 $(BOOK_READY): $(READY) book/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r book/requirements.txt $(CONSTRAINTS)
 	@touch $(BOOK_READY)
+
+# The pages are among what is tested.
+$(TEST_READY): $(BOOK_READY) tests/requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt $(CONSTRAINTS)
+	@touch $(TEST_READY)
