@@ -25,6 +25,7 @@ from course_utils import __version__, colab, hardware
 from course_utils.paths import COURSE_ROOT
 
 sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import readme_picture
 import run_lessons
 
 CELL = (COURSE_ROOT / "scripts" / "colab_cell.ipy").read_text(encoding="utf-8")
@@ -219,6 +220,15 @@ def test_the_cell_sets_colab_up(tmp_path: Path) -> None:
             str(content / "course" / "course_utils" / "colab.py"),
         ]
         assert "torch and numpy stay as they are" in done.stdout
+
+
+def test_the_picture_of_the_readme_is_the_one_of_lesson_08() -> None:
+    """The first thing that a visitor sees is a result; a new run of the lesson has a new one."""
+    assert readme_picture.PICTURE.read_bytes() == readme_picture.drawn(), (
+        "run: python scripts/readme_picture.py"
+    )
+    name = readme_picture.PICTURE.relative_to(COURSE_ROOT).as_posix()
+    assert f"]({name})" in (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @posix

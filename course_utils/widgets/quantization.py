@@ -50,6 +50,7 @@ class QuantizationExplorer(Explorer):
         self.weights = dict(weights)
         self.reports: dict[tuple[Any, ...], QuantizationReport] = {}
         self.now: QuantizationReport | None = None
+        self.sample: str | None = None  # what `now` is of
         kinds = [(f"{kind} ({BITS[kind]} bits)", kind) for kind in KINDS]
         menu, sizes = ipywidgets.Dropdown, [2**n for n in range(4, 13)]
         controls = {
@@ -62,18 +63,20 @@ class QuantizationExplorer(Explorer):
 
     def show(self, settings: Mapping[str, Any]) -> None:
         key = tuple(settings.values())
+        sample, *how = key
         if key not in self.reports:
-            sample, *how = key
             if self.weights[sample].numel() > QUICK:
                 self.say("computing ...")
                 self.fade(self.numbers, self.picture)
             self.reports[key] = explore(self.weights[sample], *how)
-        before, self.now = self.now, self.reports[key]
-        text = quantization_code(*key[1:])
+        # Errors of other weights are on another scale, so those are not drawn beside.
+        before = self.now if sample == self.sample else None
+        self.now, self.sample = self.reports[key], sample
+        text = quantization_code(*how)
         self.tell(self.now._repr_html_(), text)
         if before is not self.now:
             shown = [self.now, before] if before else [self.now]
-            figure = plots.quantization_errors(shown, f"Rounding errors: {settings['sample']}")
+            figure = plots.quantization_errors(shown, f"Rounding errors: {sample}")
             self.draw(figure, plots.summarise_errors(shown))
 
 
