@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done || echo python3)
 NB ?=
+# How often test-long runs each lesson anew; empty, it does not.
+REPEAT ?=
 # How many test files run at a time.
 JOBS ?= 2
 # Empty (make test CONSTRAINTS=), the newest versions that requirements.txt allows are installed.
@@ -24,7 +26,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab lint book bench bench-gpu data data-model data-report slides workshop
+.PHONY: help run test test-long lab lint book bench bench-gpu data data-model data-report slides workshop
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,6 +38,10 @@ run: $(READY)  ## Execute every lesson and write its page under build/ (NB=01 fo
 test: $(TEST_READY) lint  ## Run every test, the notebooks among them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env \
 		--every-notebook -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-long: $(TEST_READY)  ## Run the repetitions: 20 kills of each kind, 10,000 odd inputs (REPEAT=10 for lessons)
+	@REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
+		--dist worksteal $(if $(NB),-k lesson_$(NB))
 
 lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks

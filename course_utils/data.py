@@ -48,7 +48,7 @@ def load(name: str, split: str | None = None, form: str | None = None) -> Datase
     `form` is for "tickets" alone: "prompt-completion" (if not given), "text" or "messages". Returns
     the one split, or a DatasetDict of all. Columns of labels know the names of their classes
     (`dataset.features["label"].names`). Raises ValueError for a name, split or form that does not
-    exist and FileNotFoundError for a file that is not there.
+    exist or a file that is cut off, and FileNotFoundError for a file that is not there.
     """
     _require("dataset", name, DATASETS)
     if split is not None:
@@ -73,9 +73,18 @@ def load(name: str, split: str | None = None, form: str | None = None) -> Datase
                 "data` to make them again, or take the course's folder whole."
             )
     with no_progress_bars():
-        loaded = datasets.load_dataset(
-            BUILDERS[suffix], data_files={one: str(file) for one, file in files.items()}
-        )
+        try:
+            loaded = datasets.load_dataset(
+                BUILDERS[suffix], data_files={one: str(file) for one, file in files.items()}
+            )
+        except Exception as error:  # a broken file fails in many ways, and few of them name it
+            listed = ", ".join(f"'{file}'" for file in files.values())
+            reason = error.__cause__ or error
+            raise ValueError(
+                f"{listed} cannot be read ({type(reason).__name__}: {reason}). The datasets of the "
+                "course have to be whole. Run `make data` to make them again, or take the course's "
+                "folder whole."
+            ) from error
         loaded = _name_labels(loaded, folder)
     return loaded if split is None else loaded[split]
 

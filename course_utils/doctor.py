@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def examine() -> Diagnosis:
     """Return the diagnosis of this machine. Nothing is raised: what is broken is a FAIL line."""
     machine = detect()
     checks = [_python(), *_libraries(), *_torchao(), _device(machine), *_four_bit(machine)]
-    return Diagnosis(machine, (*checks, *_resources(machine), *_files()))
+    return Diagnosis(machine, (*checks, *_resources(machine), *_files(), *_folder()))
 
 
 def _python() -> Check:
@@ -165,6 +166,23 @@ def _files() -> Iterator[Check]:
         yield Check("course files", "FAIL", "the pocket model's weights are cut off", fix)
     else:
         yield Check("course files", "OK", "the pocket model and the datasets are there")
+
+
+def _folder() -> Iterator[Check]:
+    """Check that the lessons can write where they do: in notebooks/runs, and their pages in build.
+
+    The folders are only asked, not tried: nothing but a lesson should write there.
+    """
+    if not (COURSE_ROOT / "notebooks").is_dir():  # the package alone
+        return
+    needed = (COURSE_ROOT / "notebooks" / "runs", COURSE_ROOT / "build")
+    existing = [next(p for p in (path, *path.parents) if p.exists()) for path in needed]
+    if all(os.access(path, os.W_OK) for path in existing):
+        yield Check("course folder", "OK", "can be written")
+    else:
+        detail = f"'{COURSE_ROOT}' cannot be written, and lessons save what they make there"
+        fix = "copy the folder to one of your own and work there; the commands here run as it is"
+        yield Check("course folder", "FAIL", detail, fix)
 
 
 def _whole(weights: Path) -> bool:

@@ -34,31 +34,13 @@ from nbclient import NotebookClient
 from nbconvert.filters import strip_ansi
 
 from course_utils import hardware
-from course_utils.compare.experiment import write_whole
+from course_utils.files import write_whole
 
 SCHEMA = 1
 OUTPUT = run_lessons.ROOT / "data" / "results" / "room.json"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "ipykernel", "jupyterlab")
 PAUSE = 0.25  # seconds between two readings
 SERVER_START = 60  # seconds for a server to come up
-
-
-def memory(process: psutil.Process) -> tuple[int, int]:
-    """Return a process tree's memory in bytes: its share (PSS), and what it alone has (USS).
-
-    PSS splits a page that several processes map, such as the code of torch, among them, so that the
-    sum over processes is what the machine spends. Where the system does not count it (macOS,
-    Windows), USS stands for both.
-    """
-    share = alone = 0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            info = one.memory_full_info()
-        except psutil.NoSuchProcess:
-            continue
-        share += getattr(info, "pss", info.uss)
-        alone += info.uss
-    return share, alone
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -90,7 +72,7 @@ class Learner:
         if self.process is None:
             return 0
         try:
-            share, alone = memory(self.process)
+            share, alone = run_lessons.memory(self.process)
             self.cpu = max(self.cpu, cpu_seconds(self.process))
         except psutil.NoSuchProcess:
             return 0
@@ -197,7 +179,7 @@ def server_memory() -> int:
                 # The server writes this file when it listens.
                 if list(Path(folder).glob("jpserver-*.json")):
                     time.sleep(2)  # its extensions are loaded by then
-                    return memory(psutil.Process(process.pid))[1]
+                    return run_lessons.memory(psutil.Process(process.pid))[1]
         finally:
             process.kill()
             process.wait()

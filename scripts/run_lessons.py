@@ -4,19 +4,27 @@ python scripts/run_lessons.py              every lesson
 python scripts/run_lessons.py 01           the lesson of that number
 python scripts/run_lessons.py --save       also put the clean outputs into the notebooks
 python scripts/run_lessons.py --jobs 1     one lesson at a time, with all cores to itself
+python scripts/run_lessons.py --record     also note what each lesson took in data/results
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import numpy as np
+import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbconvert import HTMLExporter
@@ -24,10 +32,13 @@ from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
 from course_utils import hardware
+from course_utils.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "lessons"
+COSTS = ROOT / "data" / "results" / "lessons.json"
 LESSON_RAM = 3  # GiB; no lesson takes more
+PAUSE = 1.0  # seconds between two readings of a lesson's memory
 CELL_LIMIT = 1800  # seconds; a lesson on a real model may train for a while
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -60,17 +71,70 @@ def lessons_at_once(machine: hardware.Machine) -> int:
     return 2 if room and machine.device == "cpu" else 1
 
 
-def execute(path: Path) -> NotebookNode:
-    """Return the notebook with the outputs of a fresh run.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a lesson: seconds, peak memory of the kernel in bytes, error if any."""
 
-    Raises:
-        CellControlSignal: if a cell fails or takes too long.
-        DeadKernelError: if the kernel ends, as it does when memory runs out.
+    path: Path
+    seconds: float
+    peak: int
+    error: str = ""
+
+
+def memory(process: psutil.Process) -> tuple[int, int]:
+    """Return a process tree's memory in bytes: its share (PSS), and what it alone has (USS).
+
+    PSS splits a page that several processes map, such as the code of torch, among them, so that the
+    sum over processes is what the machine spends. Where the system does not count it (macOS,
+    Windows), USS stands for both.
     """
-    notebook = nbformat.read(path, as_version=4)
-    resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=CELL_LIMIT, resources=resources).execute()
-    return notebook
+    share = alone = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            info = one.memory_full_info()
+        except psutil.NoSuchProcess:
+            continue
+        share += getattr(info, "pss", info.uss)
+        alone += info.uss
+    return share, alone
+
+
+class Peak(threading.Thread):
+    """Follows the memory that a client's kernel, and all it started, has for itself."""
+
+    def __init__(self, client: NotebookClient) -> None:
+        super().__init__(daemon=True)
+        self.client, self.bytes, self._done = client, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(PAUSE):
+            try:
+                process = psutil.Process(self.client.km.provisioner.pid)
+                self.bytes = max(self.bytes, memory(process)[1])
+            except (AttributeError, psutil.Error):  # not started yet, or gone
+                continue
+
+    def stop(self) -> int:
+        """End the readings; return the highest, in bytes."""
+        self._done.set()
+        self.join()
+        return self.bytes
+
+
+def calibration() -> float:
+    """Return the seconds of a fixed piece of work, the least of five turns: how fast a machine is.
+
+    A lesson's time in relation to it can be compared with that of another machine or day.
+    """
+    matrix = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(20):
+            matrix @ matrix
+        sum(i * i for i in range(1_000_000))
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def without_run_data(notebook: NotebookNode) -> NotebookNode:
@@ -93,36 +157,92 @@ def recorded() -> str:
     return compare.shown(compare.best(table[table["seeds"] > 1]))
 
 
-def run(path: Path, save: bool) -> tuple[float, str]:
-    """Execute a lesson and write its page; return the seconds it took and the error, if any."""
+def execute(path: Path) -> tuple[NotebookNode, int]:
+    """Return the notebook with the outputs of a fresh run, and the kernel's peak memory in bytes.
+
+    Raises:
+        CellControlSignal: if a cell fails or takes too long.
+        DeadKernelError: if the kernel ends, as it does when memory runs out.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(notebook, timeout=CELL_LIMIT, resources=resources)
+    peak = Peak(client)
+    peak.start()
+    try:
+        client.execute()
+    finally:
+        highest = peak.stop()
+    return notebook, highest
+
+
+def run(path: Path, save: bool) -> Outcome:
+    """Execute a lesson and write its page; return what it took."""
     page = PAGES / f"{path.stem}.html"
     page.unlink(missing_ok=True)  # the page of an earlier run must not pass for this one's
     started = time.perf_counter()
     try:
-        notebook = execute(path)
+        notebook, peak = execute(path)
     except (CellControlSignal, DeadKernelError) as error:
-        return time.perf_counter() - started, strip_ansi(str(error))
-    took = time.perf_counter() - started
+        return Outcome(path, time.perf_counter() - started, 0, strip_ansi(str(error)))
+    outcome = Outcome(path, time.perf_counter() - started, peak)
     notebook = without_run_data(notebook)
     if save:
-        nbformat.write(notebook, path)
+        write_whole(path, nbformat.writes(notebook) + "\n")
     # Pictures are put into the page, so that it can be moved.
     exporter = HTMLExporter(embed_images=True)
     html, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(path.parent)}})
-    page.write_text(html, encoding="utf-8")
-    return took, ""
+    write_whole(page, html)
+    return outcome
 
 
-def finished(chosen: list[Path], jobs: int, save: bool) -> Iterator[tuple[Path, float, str]]:
-    """Run the lessons, `jobs` at a time, and yield each as it ends with what `run` returns."""
+def finished(chosen: list[Path], jobs: int, save: bool) -> Iterator[Outcome]:
+    """Run the lessons, `jobs` at a time, and yield what became of each as it ends."""
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(run, path, save): path for path in chosen}
+        running = [pool.submit(run, path, save) for path in chosen]
         try:
             for future in as_completed(running):
-                yield running[future], *future.result()
+                yield future.result()
         except KeyboardInterrupt:  # those that run were interrupted as well
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def costs() -> dict[str, Any]:
+    """Return what the lessons took when it was last recorded; nothing if it never was."""
+    try:
+        return json.loads(COSTS.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def record(
+    outcomes: list[Outcome], calibrated: float, jobs: int, machine: hardware.Machine
+) -> None:
+    """Write what the lessons took, all of one run."""
+    found = {
+        "device": f"{machine.name}, {machine.cores} cores, {machine.ram:.0f} GiB",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "jobs": jobs,
+        "calibration_seconds": round(calibrated, 4),
+        "lessons": {
+            one.path.stem: {"seconds": round(one.seconds), "peak_mib": one.peak // 2**20}
+            for one in sorted(outcomes, key=lambda one: one.path)
+        },
+    }
+    write_whole(COSTS, json.dumps(found, indent=1) + "\n")
+
+
+def described(outcome: Outcome, calibrated: float, jobs: int, before: dict[str, Any]) -> str:
+    """Return a lesson's line: its time, its memory and, if recorded, the ratio to the record."""
+    if outcome.error:
+        return f"failed after {outcome.seconds:.0f} s\n{outcome.error}"
+    line = f"{outcome.seconds:4.0f} s {outcome.peak / 2**30:5.1f} GiB"
+    then = before.get("lessons", {}).get(outcome.path.stem)
+    if then is None or before["jobs"] != jobs:  # with a neighbour all is slower
+        return line
+    ratio = outcome.seconds / calibrated / (then["seconds"] / before["calibration_seconds"])
+    return f"{line} {ratio:6.2f} of the recorded time"
 
 
 def main() -> int:
@@ -131,6 +251,7 @@ def main() -> int:
     )
     parser.add_argument("lesson", nargs="?", default="", help="the number of a lesson, such as 01")
     parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
+    parser.add_argument("--record", action="store_true", help=f"write {COSTS.relative_to(ROOT)}")
     parser.add_argument("--jobs", type=int, help="lessons at a time (2, or 1 where that is wiser)")
     options = parser.parse_args()
     try:
@@ -147,11 +268,15 @@ def main() -> int:
     PAGES.mkdir(parents=True, exist_ok=True)
     if jobs > 1:
         print(f"{len(chosen)} lessons, {jobs} at a time", flush=True)
-    failed = 0
-    for i, (path, seconds, error) in enumerate(finished(chosen, jobs, options.save), start=1):
-        outcome = f"{seconds:4.0f} s" if not error else f"failed after {seconds:.0f} s\n{error}"
-        print(f"[{i}/{len(chosen)}] {path.stem:<24}{outcome}", flush=True)
-        failed += bool(error)
+    failed, calibrated, before = 0, calibration(), costs()
+    outcomes = []
+    for i, outcome in enumerate(finished(chosen, jobs, options.save), start=1):
+        line = described(outcome, calibrated, jobs, before)
+        print(f"[{i}/{len(chosen)}] {outcome.path.stem:<24}{line}", flush=True)
+        failed += bool(outcome.error)
+        outcomes.append(outcome)
+    if options.record and not failed:
+        record(outcomes, calibrated, jobs, machine)
     if len(chosen) > 1 and not failed:
         print(f"\nThe recorded comparison of methods (lesson 08):\n{recorded()}\n")
     print(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import pytest
 
 from course_utils import compare, plots
 from course_utils.compare import Experiment
+from course_utils.compare.results import usable
 from course_utils.compare.runner import RUNNING, jobs
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
@@ -133,6 +136,39 @@ def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
     pd.testing.assert_frame_equal(
         lasting(compare.table(tmp_path)), lasting(compare.table(whole)), check_exact=True
     )
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
+def test_killed_20_times_at_random_moments(file: Path, whole: Path, tmp_path: Path) -> None:
+    """And started again at once, while the worker of the one before may still be at it."""
+    seed = random.randrange(10**6)
+    print(f"the moments come from random.Random({seed})")
+    rng = random.Random(seed)
+    kills, comparisons, limit = 0, 0, 60.0
+    while kills < 20:
+        comparisons += 1
+        folder, ended = tmp_path / str(comparisons), False
+        while not ended:
+            kept = {path: path.read_bytes() for path in folder.glob("*.json")}
+            began = time.monotonic()
+            process = subprocess.Popen(
+                command(file, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, limit) if kills < 20 else None)
+            process.kill()
+            ended = process.wait() == 0
+            assert ended or process.returncode == -9, process.stdout.read()
+            kills += not ended
+            if ended:
+                limit = min(limit, 1.2 * (time.monotonic() - began))
+            assert all(path.read_bytes() == content for path, content in kept.items())
+            assert all(usable(path) for path in folder.glob("*.json")), "one is not whole"
+        pd.testing.assert_frame_equal(
+            lasting(compare.table(folder)), lasting(compare.table(whole)), check_exact=True
+        )
+        assert not list(folder.glob("*.part"))
 
 
 def test_two_comparisons_in_one_folder_share_the_work(

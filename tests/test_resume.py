@@ -5,10 +5,16 @@ The script is the one that lesson 06 writes, so what readers see is what is test
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import random
+import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import nbformat
@@ -35,13 +41,18 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def train(script: Path, folder: Path, *more: str, kill_at: int | None = None) -> list[int]:
-    """Run the script in a process, killed after a step if asked; return the steps that it told."""
+def start(script: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
+    """Start the script in a process of its own."""
     variables = {"PYTHONPATH": str(COURSE_ROOT), "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, str(script), str(folder), *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | variables,
     )  # fmt: skip
+
+
+def train(script: Path, folder: Path, *more: str, kill_at: int | None = None) -> list[int]:
+    """Run the script in a process, killed after a step if asked; return the steps that it told."""
+    process = start(script, folder, *more)
     steps, said = [], []
     for line in process.stdout:
         said.append(line)
@@ -56,14 +67,24 @@ def train(script: Path, folder: Path, *more: str, kill_at: int | None = None) ->
     return steps
 
 
-def outcome(folder: Path) -> dict[str, object]:
-    """Return all that a training ended with: weights, optimizer, schedule and logged losses."""
+def outcome(script: Path, folder: Path) -> dict[str, object]:
+    """Return all that a training ended with: weights, optimizer, schedule and logged losses.
+
+    The optimizer's state is read as a trainer reads it: a copy is resumed by the script. Trainer
+    makes a step more even where `max_steps` is reached, so what is compared is the state after it,
+    in which all that was loaded plays a part, the random numbers too.
+    """
     last = folder / LAST
     history = TrainerState.load_from_json(str(last / "trainer_state.json")).log_history
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        shutil.copytree(last, Path(place) / LAST)
+        patch.setattr(sys, "argv", [str(script), place, "resume"])
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer = runpy.run_path(str(script))["trainer"]
     return {
         "weights": load_file(last / "adapter_model.safetensors"),
-        "optimizer": torch.load(last / "optimizer.pt", weights_only=True)["state"],
-        "schedule": torch.load(last / "scheduler.pt", weights_only=True),
+        "optimizer": trainer.optimizer.state_dict()["state"],
+        "schedule": trainer.lr_scheduler.state_dict(),
         "losses": [(row["step"], row["loss"]) for row in history if "loss" in row],
     }
 
@@ -75,6 +96,13 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return a == b
+
+
+def assert_same_outcome(script: Path, whole: Path, other: Path) -> None:
+    expected, found = outcome(script, whole), outcome(script, other)
+    assert len(expected["losses"]) == 12 and len(expected["optimizer"]) > 20
+    for name, value in expected.items():
+        assert same(value, found[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +122,7 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_bits(script, whole, tmp_
     assert second[0] in (5, 9), "from the newest checkpoint that it had"
     third = train(script, tmp_path, "resume")
     assert third == [9, 10, 11, 12]
-    assert len(outcome(whole)["losses"]) == 12
-    for name, value in outcome(whole).items():
-        assert same(value, outcome(tmp_path)[name]), name
+    assert_same_outcome(script, whole, tmp_path)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == [LAST, "checkpoint-8"]
 
 
@@ -105,12 +131,67 @@ def test_without_the_state_of_the_random_numbers_it_does_not(script, whole, tmp_
     shutil.copytree(whole / "checkpoint-8", tmp_path / "checkpoint-8")
     (tmp_path / "checkpoint-8" / "rng_state.pth").unlink()
     assert train(script, tmp_path, "resume") == [9, 10, 11, 12]
-    undisturbed, other = outcome(whole), outcome(tmp_path)
+    undisturbed, other = outcome(script, whole), outcome(script, tmp_path)
     assert undisturbed["losses"][:8] == other["losses"][:8]
-    assert not same(undisturbed["weights"], other["weights"])
+    for name in ("weights", "optimizer"):
+        assert not same(undisturbed[name], other[name])
 
 
 def test_without_resume_it_begins_again(script, whole, tmp_path) -> None:
     """The trap that the lesson names: the checkpoints are there, and nothing looks at them."""
     shutil.copytree(whole / "checkpoint-8", tmp_path / "checkpoint-8")
     assert train(script, tmp_path, kill_at=1)[0] == 1
+
+
+@pytest.mark.long
+def test_killed_20_times_at_random_moments(script, whole, tmp_path) -> None:
+    """Wherever it is, half of the times while it saves: it resumes to the same bits.
+
+    What a kill left that is not whole is refused before a step is made from it; it is removed then,
+    as the lesson says, and the checkpoint before is taken.
+    """
+    seed = random.randrange(10**6)
+    print(f"the moments come from random.Random({seed})")
+    rng = random.Random(seed)
+    kills = refused = trainings = 0
+    limit = 30.0  # seconds in which to kill; shorter where a whole training is
+    while kills < 20:
+        trainings += 1
+        folder = tmp_path / str(trainings)
+        ended = False
+        while not ended:
+            checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+            process = start(script, folder, *(["resume"] if checkpoints else []))
+            began = time.monotonic()
+            if kills < 20 and rng.random() < 0.5:  # while it saves, after every fourth step
+                said = until(process, f"step {rng.choice((4, 8, 12))}\n")
+                time.sleep(rng.uniform(0, 0.15))
+                process.kill()
+            elif kills < 20:
+                time.sleep(rng.uniform(0, limit))
+                process.kill()
+                said = ""
+            else:
+                said = ""
+            said += process.communicate()[0]
+            ended = process.returncode == 0
+            if ended:
+                limit = min(limit, time.monotonic() - began)
+            elif process.returncode == -9:
+                kills += 1
+            else:
+                assert checkpoints and "step" not in said, said
+                shutil.rmtree(checkpoints[-1])
+                refused += 1
+        assert_same_outcome(script, whole, folder)
+    print(f"{kills} kills, {trainings} trainings, {refused} checkpoints that were not whole")
+
+
+def until(process: subprocess.Popen[str], wanted: str) -> str:
+    """Return what a process says up to a line, or to its end."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line == wanted:
+            break
+    return said

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,16 @@ from typing import Any
 
 import yaml
 
+from course_utils.files import write_whole
+
 # How large parts of an experiment file are shared by its experiments.
 DTYPES = ("float32", "bfloat16", "float16")
 SECTIONS = ("defaults", "experiments")
+DEPTH = 20  # levels of lists and mappings in each other
+PLAIN = (
+    "a mapping whose values are texts, numbers of 64 bits, true, false, nothing, or lists and "
+    f"mappings of these, {DEPTH} in each other at most (no dates, no objects)"
+)
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,18 @@ class Experiment:
     def __post_init__(self) -> None:
         """Raise ValueError for a value of the wrong kind; what libraries know is checked later."""
         for key in ("name", "data", "model", "method", "dtype"):
-            self._require(isinstance(getattr(self, key), str), key, "a text")
+            value = getattr(self, key)
+            self._require(isinstance(value, str) and _plain(value), key, "a text")
         self._require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES))
-        self._require(bool(self.name.strip()), "name", "a text that is not empty")
+        for key in ("name", "data"):
+            self._require(bool(getattr(self, key).strip()), key, "a text that is not empty")
         for key in ("peft", "quantization"):
             value = getattr(self, key)
-            self._require(value is None or _named(value), key, "a mapping of arguments, or nothing")
+            given = value is None or (_named(value) and bool(value))
+            self._require(given, key, "a mapping of arguments, one at least, or nothing")
         self._require(_named(self.training), "training", "a mapping of arguments")
+        for key in ("peft", "quantization", "training"):
+            self._require(_plain(getattr(self, key)), key, PLAIN)
         for key, value in self.training.items():
             if isinstance(value, str) and _is_number(value):
                 raise ValueError(
@@ -79,8 +92,8 @@ class Experiment:
     def _require(self, right: bool, key: str, allowed: str) -> None:
         if not right:
             raise ValueError(
-                f"Experiment {self.name!r}: {key} is {getattr(self, key)!r}. Allowed is {allowed}. "
-                "Correct it."
+                f"Experiment {_said(self.name)}: {key} is {_said(getattr(self, key))}. Allowed is "
+                f"{allowed}. Correct it."
             )
 
     @classmethod
@@ -92,16 +105,16 @@ class Experiment:
         """
         if not _named(values):
             raise ValueError(
-                f"An experiment is {values!r}. It has to be a mapping such as {{name: lora}}."
+                f"An experiment is {_said(values)}. It has to be a mapping such as {{name: lora}}."
             )
         fields = [f.name for f in dataclasses.fields(cls)]
         unknown = [key for key in values if key not in fields]
         name = values.get("name", "without a name")
         if unknown or "name" not in values:
-            said = f"unknown keys {', '.join(unknown)}" if unknown else "no name"
+            said = f"unknown keys {', '.join(unknown)[:200]}" if unknown else "no name"
             raise ValueError(
-                f"Experiment {name!r} has {said}. Allowed keys are {', '.join(fields)}; name is "
-                "required. Correct or remove what is wrong."
+                f"Experiment {_said(name)} has {said}. Allowed keys are {', '.join(fields)}; name "
+                "is required. Correct or remove what is wrong."
             )
         return cls(**values)
 
@@ -145,18 +158,20 @@ def read(path: str | Path) -> list[Experiment]:
             f"'{path}' is not a file. Allowed is a YAML or JSON file of experiments; `python -m "
             "course_utils compare --write FILE` makes one to begin with."
         )
+    written = path.read_bytes()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
+        content = _parsed(written.decode("utf-8-sig"))
+    except Exception as error:  # a wrong tag or date raises a dozen kinds in YAML's depths
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
             f"'{path}' is not valid YAML or JSON: {reason}. Correct it at that place."
         ) from None
     if not _named(content) or set(content) - set(SECTIONS) or "experiments" not in content:
-        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
+        found = ", ".join(map(_said, content)) if isinstance(content, Mapping) else type(content)
         raise ValueError(
-            f"'{path}' has at its top: {found}. Allowed are the list `experiments`, which is "
-            "required, and the mapping `defaults`. Put the experiments under `experiments:`."
+            f"'{path}' has at its top: {str(found)[:300]}. Allowed are the list `experiments`, "
+            "which is required, and the mapping `defaults`. Put the experiments under "
+            "`experiments:`."
         )
     defaults, listed = content.get("defaults") or {}, content["experiments"]
     if not _named(defaults) or not isinstance(listed, list) or not listed:
@@ -180,20 +195,6 @@ def write(path: str | Path, experiments: Iterable[Experiment]) -> None:
     write_whole(path, text)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process may be killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def require_unique(experiments: Sequence[Experiment]) -> None:
     """Raise ValueError if two experiments have one name."""
     names = [experiment.name for experiment in experiments]
@@ -215,6 +216,38 @@ def _merged(defaults: Mapping[str, Any], values: Any) -> Any:
     return both
 
 
+def _parsed(text: str) -> Any:
+    """Return what a text says in JSON or, if it is none, in YAML."""
+    try:
+        # YAML would read the number 1e-05 of a JSON file as a text, and an escaped pair as two.
+        return json.loads(text)
+    except ValueError:
+        pass
+    # A file of a few lines whose aliases name each other unfolds to more than fits in memory.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it has an alias such as *name; what several share goes into defaults")
+    return yaml.safe_load(text)
+
+
+def _plain(value: Any, levels: int = DEPTH) -> bool:
+    """Return whether a value is the same after it was written to a file and read again."""
+    if isinstance(value, Mapping):
+        return _named(value) and _plain([*value, *value.values()], levels)
+    if isinstance(value, list | tuple):
+        return levels > 0 and all(_plain(item, levels - 1) for item in value)
+    if isinstance(value, str):
+        return not re.search("[\ud800-\udfff]", value)  # halves of characters, which no file holds
+    return value is None or isinstance(value, bool | float) or _whole(value, -(2**63))
+
+
+def _said(value: Any) -> str:
+    """Return a short `repr`, whatever the value is."""
+    try:
+        return reprlib.repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"a {type(value).__name__} too large to show"
+
+
 def _named(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
@@ -228,4 +261,4 @@ def _is_number(text: str) -> bool:
 
 
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63

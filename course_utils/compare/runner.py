@@ -21,9 +21,10 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from course_utils.compare import build
-from course_utils.compare.experiment import Experiment, write_whole
+from course_utils.compare.experiment import Experiment
 from course_utils.compare.inputs import environment, load_inputs, model_fingerprint
 from course_utils.compare.results import SCHEMA, key, table, usable
+from course_utils.files import not_written, write_whole
 
 RUNNING = ".running"  # the folder, inside the output, of what is not finished
 
@@ -67,14 +68,19 @@ def run(
     experiments = list(experiments)
     build.require_valid(experiments)
     output_dir = Path(output_dir)
-    (output_dir / RUNNING).mkdir(parents=True, exist_ok=True)
+    try:
+        (output_dir / RUNNING).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(error, output_dir) from error
     wanted = list(jobs(experiments))
     show = _Progress(len(wanted), progress)
-    # What another comparison is running in this folder is left to the end, and then waited for.
-    busy = [job for job in wanted if not _settle(job, output_dir, retry_failed, show, wait=False)]
-    for job in busy:
-        _settle(job, output_dir, retry_failed, show, wait=True)
-    show.close()
+    try:
+        # What another comparison is running in this folder is left to the end, then waited for.
+        busy = [j for j in wanted if not _settle(j, output_dir, retry_failed, show, wait=False)]
+        for job in busy:
+            _settle(job, output_dir, retry_failed, show, wait=True)
+    finally:  # after Ctrl-C, too: bars that stay open push those of the next comparison down
+        show.close()
     return table(output_dir, keys={job.key for job in wanted})
 
 
@@ -124,7 +130,7 @@ def _settle(job: Job, output_dir: Path, retry_failed: bool, show: _Progress, wai
 def _execute(job: Job, folder: Path, step: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run a job in a process of its own and return its result."""
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # its worker may still be at its last line
     task = {"experiment": job.experiment.to_dict(), "seed": job.seed, "folder": str(folder)}
     result: dict[str, Any] | None = None
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:

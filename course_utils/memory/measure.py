@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -109,7 +110,10 @@ class MeterCallback(TrainerCallback):
 
     `step` is the number of the step, counted from 1; `memory` has the table afterwards. All other
     steps run without the meter. The second step is the first in which the optimizer has its state.
+    A step that is broken off, by an error or by Ctrl-C in a notebook, is let go of without a table.
     """
+
+    _measuring: ClassVar[set[MeterCallback]] = set()
 
     def __init__(self, step: int = 2) -> None:
         if not isinstance(step, int) or step < 1:
@@ -117,6 +121,18 @@ class MeterCallback(TrainerCallback):
         self.step = step
         self.memory: StepMemory | None = None
         self._running: Measurement | None = None
+        self._events: Any = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        # A trainer tells no callback that it ends by an error: the meter would run for ever.
+        for callback in tuple(self._measuring):
+            callback._let_go()
 
     def on_step_begin(
         self,
@@ -129,6 +145,10 @@ class MeterCallback(TrainerCallback):
     ) -> None:
         if state.global_step + 1 == self.step and model is not None:
             self._running = Measurement(model, optimizer)
+            self._measuring.add(self)
+            self._events = _events_of_notebook()
+            if self._events is not None:  # a cell that has ended runs no more steps
+                self._events.register("post_run_cell", self._let_go)
             self._running.begin()
 
     def on_step_end(
@@ -140,4 +160,20 @@ class MeterCallback(TrainerCallback):
     ) -> None:
         if self._running is not None:
             self._running.end(trainer_step=self.step, optimizer=str(args.optim))
-            self.memory, self._running = self._running.memory, None
+            self.memory = self._running.memory
+            self._let_go()
+
+    def _let_go(self, cell: object = None) -> None:
+        """Stop to measure, if a step is being measured."""
+        if self._running is not None:
+            self._running.abandon()
+            self._running = None
+            self._measuring.remove(self)
+            if self._events is not None:
+                self._events.unregister("post_run_cell", self._let_go)
+
+
+def _events_of_notebook() -> Any:
+    """Return IPython's events, None outside a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return None if shell is None else shell.events

@@ -6,11 +6,12 @@ import asyncio
 import base64
 import io
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
 
 import ipywidgets
+from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -20,6 +21,10 @@ FADED = '<div style="opacity:0.3">'
 FAILURES = (ValueError, RuntimeError, FileNotFoundError)  # the course's own words explain these
 
 
+# The explorers that a cell made when it was last run, with the number of that run.
+_made: dict[str, tuple[str, list[Explorer]]] = {}
+
+
 class Explorer(ipywidgets.VBox):
     """Controls, and what a function makes of their values; `show` is that of a subclass.
 
@@ -27,6 +32,9 @@ class Explorer(ipywidgets.VBox):
     that came while something was computed, only the last is. All work is done in the thread that
     made the explorer, since newer kernels hand a widget's messages to a thread of their own, where
     it would run beside the reader's cells.
+
+    When a cell is run again, the explorers of its earlier run are closed: ipywidgets would keep
+    them, with all their parts, until the kernel ends.
     """
 
     def __init__(self, controls: Mapping[str, ipywidgets.Widget], *more: ipywidgets.Widget) -> None:
@@ -44,9 +52,19 @@ class Explorer(ipywidgets.VBox):
         for control in self.controls.values():
             control.observe(self._changed, "value")
         self._guarded(self._draw)
+        _replace(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.settings})"
+
+    def close(self) -> None:
+        """Let go of the explorer and of all its parts, on the page and in the kernel."""
+        for timer in getattr(self, "_timers", {}).values():
+            timer.cancel()
+        for part in _parts(self):
+            part.unobserve_all()
+            part.close()
+        super().close()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,6 +135,31 @@ class Explorer(ipywidgets.VBox):
                 part.value = part.value.removeprefix(FADED).removesuffix("</div>")
 
 
+def _replace(explorer: Explorer) -> None:
+    """Note which cell an explorer is of, and close those of the cell's earlier run."""
+    shell = get_ipython()
+    request = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    cell = request.get("metadata", {}).get("cellId")  # JupyterLab and VS Code say it
+    if cell is None:
+        return
+    run = request["header"]["msg_id"]
+    before, explorers = _made.get(cell, (run, []))
+    if before != run:
+        for one in explorers:
+            one.close()
+        explorers = []
+    _made[cell] = (run, [*explorers, explorer])
+
+
+def _parts(widget: ipywidgets.Widget) -> Iterator[ipywidgets.Widget]:
+    """Yield the widgets that a widget consists of: children, layouts and styles."""
+    for value in widget.trait_values().values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, ipywidgets.Widget):
+                yield from _parts(part)
+                yield part
+
+
 def control(
     kind: type[ipywidgets.Widget], label: str, value: Any, options: Any = None, **more: Any
 ) -> ipywidgets.Widget:
@@ -127,7 +170,10 @@ def control(
         more.setdefault("continuous_update", False)
     more.setdefault("layout", ipywidgets.Layout(width="340px"))
     style = {"description_width": "120px"}
-    return kind(value=value, description=label, style=style, **more)
+    made = kind(value=value, description=label, style=style, **more)
+    if made.has_trait("tooltip"):  # not before ipywidgets 8, which shows "null" where there is none
+        made.tooltip = label
+    return made
 
 
 def image(figure: Figure, words: str) -> str:

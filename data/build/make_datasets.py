@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import corpus
@@ -20,7 +23,10 @@ import pyarrow.parquet as pq
 import world
 from make_bad import make_bad
 
+from course_utils.files import not_written
+
 SEED = 20
+MAKING = ".making"  # the folder of what is not finished; beside the rest, to be moved in one step
 TRAIN, VALIDATION, TEST_SEEN, TEST_UNSEEN = 1200, 200, 120, 80
 
 SPAN_QUESTIONS = {field: corpus.QUESTIONS[field] for field in world.SPAN_FIELDS}
@@ -131,6 +137,27 @@ def write_other_tasks(data: Path, split: str, messages: list[world.Message]) -> 
 
 
 def make_all(data: Path) -> None:
+    """Make every dataset and put it under `data`.
+
+    Until all of them are made, nothing that is there is touched, so that a process that is killed
+    or a disk that is full leaves no file cut off; then each takes its place in one step.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    making = data / MAKING
+    shutil.rmtree(making, ignore_errors=True)  # left by a process that was killed
+    try:
+        write_all(making)
+        for file in sorted(path for path in making.rglob("*") if path.is_file()):
+            target = data / file.relative_to(making)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def write_all(data: Path) -> None:
     """Write every dataset under `data`."""
     for split, messages in make_splits().items():
         write_tickets(data / "tickets", split, messages)
@@ -150,5 +177,8 @@ if __name__ == "__main__":
     default = Path(__file__).resolve().parents[1]
     parser.add_argument("--output", type=Path, default=default, help="the folder to write under")
     options = parser.parse_args()
-    make_all(options.output)
+    try:
+        make_all(options.output)
+    except OSError as error:
+        sys.exit(str(not_written(error, options.output)))
     print(f"The datasets are written under {options.output.name}/.")

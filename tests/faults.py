@@ -1,0 +1,154 @@
+"""What the tests of faults share: a real kernel, a copy of the course, and ways to harm files."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from jupyter_client import KernelManager
+
+from course_utils.paths import COURSE_ROOT
+
+# As the Makefile has it, and without bars that redraw themselves.
+QUIET = {
+    "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
+}  # fmt: skip
+PARTS = ("course_utils", "data", "notebooks", "requirements.txt", "constraints.txt")
+LEFT_OUT = ("__pycache__", "runs", "capacity", ".making")
+# What PEFT says of a model that has an adapter already, and gets a second one.
+SECOND_ADAPTER = ("second time", "multiple adapters")
+PATIENCE = 300  # seconds; the longest that a cell may take
+
+
+@dataclass
+class Ran:
+    """What a cell gave: its text, how many displays it made, and its error's name and message."""
+
+    text: str = ""
+    displays: int = 0
+    error: str = ""
+    updates: int = field(default=0, repr=False)
+
+
+class Kernel:
+    """A kernel of a process of its own, spoken to as JupyterLab does."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.manager = KernelManager()
+        self.manager.kernel_spec.argv[0] = sys.executable
+        self.manager.start_kernel(cwd=str(folder), env=os.environ | QUIET | variables)
+        self._connect()
+
+    def _connect(self) -> None:
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=PATIENCE)
+
+    def run(self, source: str, cell: str = "", interrupt_at: str = "") -> Ran:
+        """Run a cell; `cell` is its id, and once it says `interrupt_at` it is interrupted."""
+        content = {
+            "code": source, "silent": False, "store_history": True, "user_expressions": {},
+            "allow_stdin": False, "stop_on_error": True,
+        }  # fmt: skip
+        metadata = {"cellId": cell} if cell else {}
+        message = self.client.session.msg("execute_request", content, metadata=metadata)
+        self.client.shell_channel.send(message)
+        ran, interrupted = Ran(), not interrupt_at
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                said = self.client.get_iopub_msg(timeout=max(0.1, deadline - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError(f"the cell took more than {PATIENCE} s:\n{source}") from None
+            if said["parent_header"].get("msg_id") != message["header"]["msg_id"]:
+                continue
+            kind, content = said["msg_type"], said["content"]
+            if kind == "stream":
+                ran.text += content["text"]
+            elif kind in ("display_data", "execute_result"):
+                ran.displays += 1
+                ran.text += content["data"].get("text/plain", "")
+            elif kind == "update_display_data":
+                ran.updates += 1
+            elif kind == "error":
+                ran.error = f"{content['ename']}: {content['evalue']}"
+            elif kind == "status" and content["execution_state"] == "idle":
+                assert interrupted, f"it never said {interrupt_at!r}, but {ran}"
+                self.client.get_shell_msg(timeout=PATIENCE)  # the reply, which nobody needs
+                return ran
+            if not interrupted and interrupt_at in ran.text:
+                self.manager.interrupt_kernel()  # what the button with the square does
+                interrupted = True
+
+    def well(self, source: str, cell: str = "") -> Ran:
+        """Run a cell that has to end without an error."""
+        ran = self.run(source, cell)
+        assert not ran.error, f"{ran.error}\nin:\n{source}\n{ran.text}"
+        return ran
+
+    def restart(self) -> None:
+        """Restart the kernel as the menu does."""
+        self.client.stop_channels()
+        self.manager.restart_kernel(now=True)
+        self._connect()
+
+    def stop(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@contextmanager
+def kernel(folder: Path, **variables: str) -> Iterator[Kernel]:
+    """A kernel in a folder, which is stopped in the end."""
+    one = Kernel(folder, **variables)
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+def code_cells(lesson: str, root: Path = COURSE_ROOT) -> list[str]:
+    """Return the sources of a lesson's code cells, without the one that is for Colab alone."""
+    (path,) = (root / "notebooks").glob(f"{lesson}_*.ipynb")
+    cells = nbformat.read(path, as_version=4).cells
+    return [c.source for c in cells if c.cell_type == "code" and "google.colab" not in c.source]
+
+
+def copy_course(folder: Path) -> Path:
+    """Copy what a lesson and the command line need, and return the folder."""
+    for part in PARTS:
+        source = COURSE_ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / part)
+    return folder
+
+
+def everything(root: Path) -> dict[str, tuple[int, int]]:
+    """Return each file under a folder with its size and time, but for Python's own cache."""
+    return {
+        str(path.relative_to(root)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+HARMS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda whole: b"",
+    "cut to its first bytes": lambda whole: whole[:3],
+    "cut in half": lambda whole: whole[: len(whole) // 2],
+    # What a file system leaves that had its length, but not yet its blocks.
+    "zeros from the half on": lambda whole: whole[: len(whole) // 2] + bytes(-(-len(whole) // 2)),
+    "other bytes at its start": lambda whole: b"\0\xff\xfe" * 30 + whole[90:],
+}

@@ -1,0 +1,384 @@
+"""Files and what happens to them: killed while one is written, a full disk, files that are broken.
+
+How a disk is made full: where the test may mount, a file system of 512 KiB in memory, in a mount
+namespace that only the process has; and everywhere but on Windows, a limit on the length of a file
+(RLIMIT_FSIZE), which lets writing fail in the same calls with another number.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from faults import HARMS, QUIET
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from trl import SFTConfig, SFTTrainer
+
+from course_utils import compare, data, paths
+from course_utils.files import write_whole
+from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+posix = pytest.mark.skipif(os.name != "posix", reason="kills and limits processes as POSIX does")
+few_and_many = pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+TICKETS = "tickets/prompt_completion/train.jsonl"
+BUILD = str(DATA / "build" / "make_datasets.py")
+RECORD = DATA / "results" / "comparison"
+
+
+@pytest.fixture(scope="module")
+def rng() -> random.Random:
+    """Moments to kill at; what is printed makes the same ones again."""
+    seed = random.randrange(10**6)
+    print(f"the moments come from random.Random({seed})")
+    return random.Random(seed)
+
+
+# Killed in the middle of it.
+
+
+def killed_at_it(work: Callable[..., None], *arguments: object, after: float) -> None:
+    """Let a process do a piece of work over and over, and kill it (-9) after some seconds."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    time.sleep(after)
+    assert process.is_alive(), "it was to be killed, but it has ended"
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+
+
+def write_for_ever(path: Path, letter: str) -> None:
+    while True:
+        write_whole(path, letter * 3_000_000)
+
+
+@posix
+def test_a_file_is_whole_after_a_kill(tmp_path: Path, rng: random.Random) -> None:
+    """20 kills; what is read is what was written once, never the beginning of it."""
+    path, seen = tmp_path / "result.json", set()
+    write_whole(path, "-" * 3_000_000)
+    for letter in "abcdefghijklmnopqrst":
+        killed_at_it(write_for_ever, path, letter, after=rng.uniform(0.05, 0.3))
+        text = path.read_text()
+        assert len(text) == 3_000_000 and len(set(text)) == 1
+        seen.add(text[0])
+    assert len(seen) > 5, "the kills came too early to show anything"
+    write_whole(path, "the end")
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"], "what a kill left is used up"
+
+
+def save_for_ever(model: PeftModel, folder: Path, value: float) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(value)
+    while True:
+        model.save_pretrained(folder)
+
+
+@pytest.fixture
+def base() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+
+
+@posix
+def test_an_adapter_is_whole_or_refused_after_a_kill(
+    base: PreTrainedModel, tmp_path: Path, rng: random.Random
+) -> None:
+    """20 kills of a process that saves: all matrices come from one saving, or there is an error."""
+    adapted = get_peft_model(base, LoraConfig(r=64, target_modules="all-linear"))
+    whole = 0
+    for kill in range(20):
+        value = (kill + 1) / 32
+        killed_at_it(save_for_ever, adapted, tmp_path, value, after=rng.uniform(0.05, 0.3))
+        try:
+            matrices = load_file(tmp_path / "adapter_model.safetensors")
+        except Exception:  # FileNotFoundError, or a type that safetensors keeps to itself
+            continue
+        assert len({float(x) for m in matrices.values() for x in m.unique()}) == 1
+        whole += 1
+    assert whole > 5, "the kills came too early to show anything"
+
+
+def build(output: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, BUILD, "--output", str(output)], cwd=COURSE_ROOT)
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    """Return the files that `make data` has put in place."""
+    found = [p for p in folder.rglob("*") if p.is_file() and ".making" not in p.parts]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+def wait_until_it_writes(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Wait for the first file; most of the time before goes into making up the rows."""
+    before = made(folder)
+    while process.poll() is None and not (folder / ".making").exists() and made(folder) == before:
+        time.sleep(0.005)
+
+
+@posix
+@few_and_many
+def test_make_data_that_is_killed_leaves_no_file_cut_off(
+    kills: int, tmp_path: Path, rng: random.Random
+) -> None:
+    """Each file is the old one or the new one; the next run makes them all."""
+    process = build(tmp_path / "whole")
+    wait_until_it_writes(process, tmp_path / "whole")
+    started = time.monotonic()
+    assert process.wait() == 0
+    took = time.monotonic() - started
+    whole = made(tmp_path / "whole")
+    assert whole[TICKETS] == (DATA / TICKETS).read_bytes()
+    folder = tmp_path / "killed"
+    for name in whole:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"old")
+    killed = 0
+    for _ in range(kills):
+        shutil.rmtree(folder / ".making", ignore_errors=True)  # it is what is waited for
+        process = build(folder)
+        wait_until_it_writes(process, folder)
+        time.sleep(rng.uniform(0, took))
+        process.kill()
+        killed += process.wait() == -9
+        now = made(folder)
+        assert now.keys() == whole.keys()
+        for name, content in now.items():
+            assert content in (b"old", whole[name]), name
+    assert killed, "none of the kills came in time"
+    assert build(folder).wait() == 0
+    assert made(folder) == whole
+    assert not (folder / ".making").exists()
+
+
+def load_for_ever(cache: Path) -> None:
+    datasets.config.HF_DATASETS_CACHE = cache
+    while True:
+        data.load("tickets", "train", form="messages")
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+@posix
+@pytest.mark.long
+def test_a_cache_that_was_being_written_is_not_taken_for_a_dataset(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`load_dataset` keeps what it has read; 20 kills while it does."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    for _ in range(20):
+        killed_at_it(load_for_ever, tmp_path, after=rng.uniform(0.05, 0.6))
+        assert data.load("tickets", "train", form="messages").num_rows == 1200
+
+
+# A disk that is full.
+
+
+def full_disk(folder: Path, way: str) -> list[str]:
+    """Return the beginning of a command that cannot write much; skip where there is no way."""
+    folder.mkdir(exist_ok=True)
+    if way == "a limit on files":
+        limit = "import os, resource, sys; most = 100_000\n"
+        limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
+        return [sys.executable, "-c", limit + "os.execv(sys.argv[1], sys.argv[1:])"]
+    mount = 'mount -t tmpfs -o size=512k none "$0" && exec "$@"'
+    space = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
+    command = ["unshare", *space, "sh", "-c", mount, str(folder)]
+    if not shutil.which("unshare") or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("this system lets the test mount nothing; the limit on files is tested")
+    return command
+
+
+both_ways = pytest.mark.parametrize("way", ["a small file system", "a limit on files"])
+NO_SPACE = {"a small file system": "No space left on device", "a limit on files": "too large"}
+
+
+def script(prefix: list[str], source: str, *arguments: object) -> str:
+    """Run some Python where the disk is full; return what it printed."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", source, *map(str, arguments)],
+        cwd=COURSE_ROOT, env=os.environ | QUIET, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from course_utils.files import write_whole
+path = Path(sys.argv[1]) / "old.json"
+write_whole(path, "old")
+try:
+    write_whole(path, "x" * 3_000_000)
+except OSError as error:
+    print(error.errno is not None, error)
+print(path.read_text(), [p.name for p in path.parent.iterdir()])
+"""
+
+
+@posix
+@both_ways
+def test_a_full_disk_keeps_what_was_there(way: str, tmp_path: Path) -> None:
+    """And says which file could not be written; the error of the system names none."""
+    folder = tmp_path / "full"
+    said, kept = script(full_disk(folder, way), WRITE, folder).splitlines()
+    assert said.startswith("True [Errno ") and NO_SPACE[way] in said
+    assert "old.json' cannot be written" in said and "Free some space" in said
+    assert kept == "old ['old.json']", "the old file, and nothing half written beside it"
+
+
+MAKE = """
+import subprocess, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder / "tickets" / "text").mkdir(parents=True, exist_ok=True)
+(folder / "tickets" / "text" / "train.csv").write_text("old")
+done = subprocess.run([sys.executable, sys.argv[2], "--output", str(folder)], capture_output=True)
+print(done.returncode, done.stderr.decode().splitlines()[-1])
+print([(str(p.relative_to(folder)), p.read_text()) for p in folder.rglob("*") if p.is_file()])
+"""
+
+
+@posix
+@both_ways
+def test_make_data_on_a_full_disk_leaves_the_old_files(way: str, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    said, kept = script(full_disk(folder, way), MAKE, folder, BUILD).splitlines()
+    assert said.startswith("1 ") and NO_SPACE[way] in said
+    assert "Free some space" in said
+    assert kept == "[('tickets/text/train.csv', 'old')]"
+
+
+TRAIN = """
+import sys
+from course_utils import data, models
+from peft import LoraConfig
+from trl import SFTConfig, SFTTrainer
+
+def trainer():
+    config = SFTConfig(
+        sys.argv[1], max_steps=2, save_steps=1, per_device_train_batch_size=2, use_cpu=True,
+        bf16=False, report_to="none", disable_tqdm=True,
+    )
+    rows = data.load("tickets", "train").select(range(4))
+    lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    return SFTTrainer(models.base_model().path, config, train_dataset=rows, peft_config=lora)
+
+for resume in (False, True):
+    one = trainer()
+    try:
+        one.train(resume_from_checkpoint=resume)
+        print("trained")
+    except Exception as error:
+        print(one.state.global_step, type(error).__name__, " ".join(str(error).split()))
+"""
+
+
+@posix
+@both_ways
+def test_a_checkpoint_for_which_there_is_no_room_is_not_resumed(way: str, tmp_path: Path) -> None:
+    """The training ends with an error, and what it left is not taken for a checkpoint."""
+    folder = tmp_path / "full"
+    lines = script(full_disk(folder, way), TRAIN, folder).splitlines()
+    saving, resuming = [line for line in lines if not line.startswith("{")]
+    assert saving.startswith("1 "), "it should fail when it saves, after the first step"
+    assert resuming.startswith("0 "), "it should not go on from what is not whole"
+
+
+# Files that are broken.
+
+
+@pytest.fixture
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the course's datasets to harm, with a cache of its own."""
+    shutil.copytree(DATA / "tickets", tmp_path / "data" / "tickets")
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    yield tmp_path / "data"
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_dataset_that_is_broken_is_named(harm: str, own_data: Path) -> None:
+    """In its three forms: the reader's own error names no file, and for an empty one is empty."""
+    for form, (folder, suffix) in data.FORMS.items():
+        file = own_data / "tickets" / folder / f"train.{suffix}"
+        file.write_bytes(HARMS[harm](file.read_bytes()))
+        with pytest.raises(ValueError, match="make data") as raised:
+            data.load("tickets", "train", form=form)
+        assert str(file) in str(raised.value) and "cannot be read (" in str(raised.value)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_result_that_is_broken_is_left_out_and_the_rest_is_read(
+    harm: str, tmp_path: Path
+) -> None:
+    files = sorted(RECORD.glob("*.json"))[:3]
+    for file in files:
+        shutil.copy(file, tmp_path)
+    harmed = tmp_path / files[0].name
+    harmed.write_bytes(HARMS[harm](harmed.read_bytes()))
+    keys = {json.loads(file.read_bytes())["key"] for file in files[1:]}
+    assert {result["key"] for result in compare.load(tmp_path)} == keys
+
+
+def trainer(folder: Path, base: str, **arguments: object) -> SFTTrainer:
+    """Return a trainer of two steps that saves a checkpoint after the first."""
+    config = SFTConfig(
+        str(folder), max_steps=2, save_steps=1, save_total_limit=5, per_device_train_batch_size=1,
+        use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, **arguments,
+    )  # fmt: skip
+    rows = data.load("tickets", "train").select(range(2))
+    lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    return SFTTrainer(base, config, train_dataset=rows, peft_config=lora)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    trainer(folder, str(POCKET_MODEL)).train()
+    return folder / "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"]
+)
+def test_a_checkpoint_that_is_broken_is_refused(name: str, trained: Path, tmp_path: Path) -> None:
+    """Whatever part of it: no step is made from it. (Zeros in weights look like weights.)"""
+    for harm in ("empty", "cut in half", "other bytes at its start"):
+        checkpoint = tmp_path / harm / "checkpoint-1"
+        shutil.copytree(trained, checkpoint)
+        file = checkpoint / name
+        file.write_bytes(HARMS[harm](file.read_bytes()))
+        one = trainer(tmp_path / harm, str(POCKET_MODEL))
+        with pytest.raises(Exception):  # noqa: B017 (of many kinds; an empty .pt says nothing more)
+            one.train(resume_from_checkpoint=True)
+        assert len(list((tmp_path / harm).glob("checkpoint-*"))) == 1, "it trained on"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_that_is_broken_is_refused(
+    name: str, base: PreTrainedModel, trained: Path, tmp_path: Path
+) -> None:
+    for harm in ("empty", "cut to its first bytes", "cut in half", "other bytes at its start"):
+        folder = tmp_path / harm
+        shutil.copytree(trained, folder)
+        (folder / name).write_bytes(HARMS[harm]((folder / name).read_bytes()))
+        with pytest.raises(Exception) as raised:
+            PeftModel.from_pretrained(base, folder)
+        assert str(raised.value), f"{harm}: the error says nothing"

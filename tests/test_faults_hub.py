@@ -1,0 +1,151 @@
+"""The network goes away in the middle of a file: a server on this machine stands in for the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from course_utils.paths import COURSE_ROOT, POCKET_MODEL
+
+COMMIT = "0" * 40
+ALWAYS = 10**6
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves the pocket model; of a file in `server.drops` only the first half, so many times."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        file = POCKET_MODEL / name
+        if "/resolve/" not in self.path or not file.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = file.read_bytes()
+        wanted = self.headers.get("Range", "")
+        start = int(wanted.removeprefix("bytes=").partition("-")[0] or 0) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if not body:
+            return
+        rest = content[start:]
+        if self.server.drops.get(name, 0) > 0:
+            self.server.drops[name] -= 1
+            rest = rest[: len(rest) // 2]
+            self.close_connection = True
+        self.wfile.write(rest)
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.drops = {}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def call(
+    hub: ThreadingHTTPServer, cache: Path, *command: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with the server as the hub, which its client is told before it is imported."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
+    variables = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(cache),
+        "NO_PROXY": "127.0.0.1",
+        "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *command],
+        env=kept | variables | more,
+        cwd=COURSE_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def whole_files(cache: Path) -> dict[str, bool]:
+    """Return the files that the cache offers, each with whether it is as on the hub."""
+    found = cache.rglob(f"snapshots/{COMMIT}/*")
+    return {p.name: p.read_bytes() == (POCKET_MODEL / p.name).read_bytes() for p in found}
+
+
+def test_a_config_that_breaks_off_is_said_and_not_kept(hub, tmp_path: Path) -> None:
+    """The same command works as soon as the network does."""
+    command = ("-m", "course_utils", "modules", "nobody/pocket", "--check", "q_proj")
+    hub.drops["config.json"] = ALWAYS
+    done = call(hub, tmp_path, *command)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "'nobody/pocket' could not be fetched" in done.stderr
+    assert "Check the spelling and the connection" in done.stderr
+    assert whole_files(tmp_path) == {}
+    hub.drops.clear()
+    done = call(hub, tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert whole_files(tmp_path) == {"config.json": True}
+
+
+LOAD = """
+import json, sys
+from course_utils import models
+from transformers import AutoModelForCausalLM, AutoTokenizer
+try:
+    base = models.base_model()
+    AutoTokenizer.from_pretrained(base.path)
+    model = AutoModelForCausalLM.from_pretrained(base.path)
+    print(json.dumps({"parameters": model.num_parameters()}))
+except Exception as error:
+    print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+"""
+
+
+def load(hub: ThreadingHTTPServer, cache: Path) -> dict[str, object]:
+    """Return what lesson 00's cell says that loads the model."""
+    done = call(hub, cache, "-c", LOAD, COURSE_MODEL="nobody/pocket")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_weights_that_break_off_are_not_taken_for_whole(hub, tmp_path: Path) -> None:
+    """Once is made good by the client itself; for ever is an error, and then it goes on."""
+    hub.drops["model.safetensors"] = ALWAYS
+    said = load(hub, tmp_path)
+    assert "error" in said, said
+    print(said)
+    assert "model.safetensors" not in whole_files(tmp_path)
+    assert all(whole_files(tmp_path).values())
+    hub.drops["model.safetensors"] = 1
+    assert load(hub, tmp_path) == {"parameters": 3_737_856}
+    assert all(whole_files(tmp_path).values()) and "model.safetensors" in whole_files(tmp_path)
