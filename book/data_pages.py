@@ -38,6 +38,7 @@ def generated() -> dict[str, str]:
     return {
         "index.md": index.replace("{{ repository }}", REPOSITORY),
         "troubleshooting.md": troubleshooting(read("troubleshooting.yaml")),
+        "bad_input.md": bad_input(read("bad_input.yaml")),
         "changes.md": changes(read("changes.yaml")),
         **api(),
     }
@@ -96,6 +97,45 @@ def _code(text: str) -> str:
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     space = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def bad_input(groups: list[dict[str, Any]]) -> str:
+    """Return the page of bad input: what is given, and what is said of it."""
+    count = sum(len(group["cases"]) for group in groups)
+    text = [
+        "# Bad input",
+        f"What you are told when a value is wrong: {count} cases, each given for real by a test "
+        "that looks for these words. All is said before a training begins, but for the one that "
+        "diverges; nothing is written, and what was there stays as it was. Where a library says it "
+        "well itself, its words stand.",
+        f"Held to {versions()} by the course's tests. Errors of other kinds are under "
+        "[](troubleshooting.md).",
+    ]
+    for group in groups:
+        rows = [f"| {_given(case)} | {_told(case)} |" for case in group["cases"]]
+        table = "\n".join(["| given | said |", "|---|---|", *rows])
+        text += [f"## {group['title']}", group["text"].strip()]
+        text.append(f":::{{container}} given-and-said\n{table}\n:::")
+    return "\n\n".join(text) + "\n"
+
+
+def _given(case: dict[str, Any]) -> str:
+    lines = [_cell_code(line) for line in case["given"].strip().splitlines()]
+    return "<br>".join([*([f"{case['about']}:"] if "about" in case else []), *lines])
+
+
+def _told(case: dict[str, Any]) -> str:
+    """Return who says what: each part as code, in which no sign is changed."""
+    who = case["by"].replace("_", "\\_")
+    silent = ", where the libraries say nothing" if case.get("silent") else ""
+    said = [_cell_code(case[part]) for part in ("wrong", "allowed", "do") if part in case]
+    note = [f"({case['note']})"] if "note" in case else []
+    return "<br>".join([f"**{who}**{silent}:", *said, *note])
+
+
+def _cell_code(text: str) -> str:
+    """Return text as code in a cell of a table, where a bar would end the cell."""
+    return _code(" ".join(text.split())).replace("|", "\\|")
 
 
 def changes(data: dict[str, list[dict[str, Any]]]) -> str:

@@ -30,19 +30,29 @@ def check(options: argparse.Namespace) -> int:
     """Print what is wrong with a dataset; return 1 if it should not be trained on as it is."""
     from course_utils import data
 
-    tokenizer = None
-    if options.tokenizer:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     report = data.check(
         options.dataset,
-        tokenizer=tokenizer,
+        tokenizer=None if options.tokenizer is None else _tokenizer(options.tokenizer),
         max_length=options.max_length,
         eval_dataset=options.eval,
     )
     print(json.dumps(report.to_dict(), indent=2) if options.json else report.to_text())
     return 0 if report.ok else 1
+
+
+def _tokenizer(name: str) -> Any:
+    """Return the tokenizer of a folder or of the hub."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # a folder without one fails in any way
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"--tokenizer is {name!r}, and no tokenizer can be loaded from there. Allowed are a "
+            "folder with a tokenizer.json, or a model's name on the Hugging Face Hub. Check the "
+            f"path, or the name and the connection. (transformers: {reason[:150]})"
+        ) from error
 
 
 def memory(options: argparse.Namespace) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import BitsAndBytesConfig
 
 from course_utils.display import html_table, text_table
 
@@ -92,6 +96,45 @@ class QuantizationReport:
 
     def _repr_html_(self) -> str:
         return html_table(self.rows(), ("", "measured"))
+
+
+def checked_arguments(**arguments: Any) -> dict[str, Any]:
+    """Return the arguments, for `BitsAndBytesConfig(**arguments)`, if it takes them as they are.
+
+    It drops a name that it does not know without a word, quantizes nothing where no width is given,
+    and of a wrong value says much later only that the conversion of the weights failed.
+
+    Raises:
+        ValueError: with all that is wrong.
+    """
+    known = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
+    wrong = []
+    kind = arguments.get("bnb_4bit_quant_type", "nf4")
+    if kind not in ("nf4", "fp4"):
+        wrong.append(f"bnb_4bit_quant_type is {kind!r}. Allowed are nf4 and fp4. Give 'nf4'.")
+    for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
+        dtype = arguments.get(name)
+        if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            wrong.append(
+                f"{name} is {dtype!r}. Allowed is a dtype of torch or its name. Give 'bfloat16', "
+                "or 'float16' where the GPU has no bfloat16."
+            )
+    if not (arguments.get("load_in_4bit") or arguments.get("load_in_8bit")):
+        wrong.append(
+            "No width is given, so nothing would be quantized. Allowed is one of load_in_4bit=True "
+            "and load_in_8bit=True. Add it."
+        )
+    for name in arguments:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"Write {close[0]}." if close else "Take it out."
+            wrong.append(
+                f"BitsAndBytesConfig has no {name}, and would drop it without a word. {meant} "
+                f"Allowed are {', '.join(known)}."
+            )
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return arguments
 
 
 def levels(kind: str) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,11 @@ from peft import PeftConfig, PeftType, get_peft_config
 from transformers import BitsAndBytesConfig
 from trl import SFTConfig
 
-from course_utils import hardware, models
+from course_utils import hardware, models, quantization
 from course_utils.compare.experiment import Experiment, require_unique
 from course_utils.compare.inputs import load_inputs
+from course_utils.configs import load_config
+from course_utils.training_check import check_settings
 
 # Arguments of SFTConfig for every run, unless its experiment says otherwise.
 TRAINING: dict[str, Any] = {
@@ -65,7 +66,7 @@ def quantization_config(experiment: Experiment) -> BitsAndBytesConfig | None:
     """Return how the base model is quantized, or None."""
     if experiment.quantization is None:
         return None
-    return BitsAndBytesConfig(**experiment.quantization)
+    return BitsAndBytesConfig(**quantization.checked_arguments(**experiment.quantization))
 
 
 def model_path(experiment: Experiment) -> str:
@@ -97,20 +98,14 @@ def _problems(experiment: Experiment) -> list[str]:
         problems.append(f"peft: there is no peft_type {kind!r}, there is {_listed(PeftType)}")
     elif experiment.peft is not None and "peft_type" not in experiment.peft:
         problems.append('peft: peft_type is missing, such as "LORA"')
-    known = inspect.signature(BitsAndBytesConfig).parameters
-    misspelt = [key for key in experiment.quantization or {} if key not in known]
-    if misspelt:  # BitsAndBytesConfig takes any keyword and drops it without a word
-        problems.append(
-            f"quantization: BitsAndBytesConfig has no {', '.join(misspelt)}, it has "
-            f"{_listed(name for name in known if name != 'kwargs')}"
-        )
     if experiment.quantization is not None and experiment.peft is None:
         problems.append("quantization: quantized weights cannot be trained, so peft is required")
     if problems:
         return problems
+    model = load_config(model_path(experiment))
     for part, build in (
-        ("training", lambda: sft_config(experiment, 0, "unused")),
-        ("peft", lambda: peft_config(experiment)),
+        ("training", lambda: check_settings(sft_config(experiment, 0, "unused")).require_ok()),
+        ("peft", lambda: check_settings(None, peft_config(experiment), model).require_ok()),
         ("quantization", lambda: quantization_config(experiment)),
         ("data", lambda: load_inputs(experiment)),
     ):

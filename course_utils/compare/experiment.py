@@ -73,7 +73,7 @@ class Experiment:
             if isinstance(value, str) and _is_number(value):
                 raise ValueError(
                     f"Experiment {self.name!r}: {key} is the text {value!r}. Allowed is a number. "
-                    "In YAML one with an exponent needs a point: write 5.0e-4, not 5e-4."
+                    "In YAML one with an exponent needs a point and a sign: write 5.0e-4 or 1.0e+3."
                 )
         for key in ("train_rows", "test_rows"):
             value = getattr(self, key)

@@ -20,6 +20,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from course_utils.dataset_check.report import quote
+
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 KINDS = f"{', '.join(SUFFIXES)} (also with .gz)"
 # What pandas, and so load_dataset("csv"), reads as a missing value.
@@ -65,10 +67,15 @@ def _is_rows(value: list[Any]) -> bool:
 
 
 def _from_columns(columns: dict[str, list[Any]]) -> Split:
-    rows = [
-        dict(zip(columns, values, strict=False)) for values in zip(*columns.values(), strict=False)
-    ]
-    return Split("train", rows, list(columns))
+    lengths = {name: len(v) if isinstance(v, list) else None for name, v in columns.items()}
+    if len({*lengths.values()}) > 1:
+        raise ValueError(
+            f"check was given a dict of columns of the lengths {quote(lengths)} (None: no list). "
+            "Columns are lists, all of one length. Make them so, or pass a list of dicts."
+        )
+    names = list(map(str, columns))
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return Split("train", rows, names)
 
 
 def _named(name: str, rows: object) -> Split:
@@ -99,10 +106,16 @@ def _dataset_rows(
     media = [name for name, f in features.items() if isinstance(getattr(f, "feature", f), MEDIA)]
     if media:
         dataset = dataset.remove_columns(media)
-    for batch in dataset.with_format(None).iter(batch_size=1000):
-        names = list(batch)
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(names, values, strict=True))
+    try:
+        for batch in dataset.with_format(None).iter(batch_size=1000):
+            names = list(batch)
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(names, values, strict=True))
+    except ValueError as error:
+        raise ValueError(
+            f"The rows of the dataset cannot be read ({error}). Texts have to be UTF-8, and names "
+            "of columns and of fields in them each another. Make the dataset anew with such."
+        ) from error
 
 
 def _sorted(splits: Iterable[Split]) -> list[Split]:
@@ -116,7 +129,7 @@ def _sorted(splits: Iterable[Split]) -> list[Split]:
 
 def _from_path(given: str | Path) -> tuple[str, list[Split]]:
     path = Path(given).expanduser()
-    if path.is_dir():
+    if given != "" and path.is_dir():  # an empty name would be this folder
         return str(given), _from_folder(path)
     if path.is_file():
         return str(given), [_from_files("train", [path])]
@@ -208,7 +221,10 @@ def _open(path: Path) -> IO[str]:
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
-        yield from batch.to_pylist()
+        try:
+            yield from batch.to_pylist()
+        except ValueError as error:  # bytes in a text that are not UTF-8, two fields of one name
+            raise pa.ArrowInvalid(str(error)) from error
 
 
 def _read_csv(

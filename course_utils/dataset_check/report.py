@@ -45,6 +45,25 @@ class Finding:
         numbers = ", ".join(map(str, self.rows)) + (", ..." if self.count > len(self.rows) else "")
         return f"{self.split}: {numbers} ({self.count} {unit}{'s' if self.count != 1 else ''})"
 
+    def to_text(self) -> str:
+        """Return the finding for a terminal, in several lines."""
+        lines = [f"{self.severity.upper():8}{self.code}  {self.where()}", f"        {self.what}"]
+        if self.example:
+            lines.append(f"        First: {self.example}")
+        if self.fix:
+            lines.append(f"        Fix: {self.fix}")
+        return "\n".join(lines)
+
+
+def findings_html(findings: Sequence[Finding]) -> str:
+    """Return findings as a table in HTML."""
+    if not findings:
+        return "<p>Nothing found.</p>"
+    return html_table(
+        [(f.severity, f.code, f.where(), f.what, f.example, f.fix) for f in findings],
+        ["severity", "code", "where", "what", "first", "fix"],
+    )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -82,12 +101,7 @@ class Report:
         if self.mapping:
             lines.append(f"To train on it: {self.mapping}")
         for finding in self.findings:
-            lines += ["", f"{finding.severity.upper():8}{finding.code}  {finding.where()}"]
-            lines.append(f"        {finding.what}")
-            if finding.example:
-                lines.append(f"        First: {finding.example}")
-            if finding.fix:
-                lines.append(f"        Fix: {finding.fix}")
+            lines += ["", finding.to_text()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,11 +127,7 @@ class Report:
         head = f"<p>{escape(self.summary())}</p>"
         if self.mapping:
             head += f"<p>To train on it: <code>{escape(self.mapping)}</code></p>"
-        table = html_table(
-            [(f.severity, f.code, f.where(), f.what, f.example, f.fix) for f in self.findings],
-            ["severity", "code", "where", "what", "first", "fix"],
-        )
-        return head + (table if self.findings else "<p>Nothing found.</p>")
+        return head + findings_html(self.findings)
 
 
 class Collector:

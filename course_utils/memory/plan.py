@@ -81,7 +81,7 @@ def make_plan(
         ("gradient_accumulation_steps", gradient_accumulation_steps),
     ):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}. Allowed is a whole number from 1 on.")
+            raise ValueError(f"{name}={value!r}. Allowed is a whole number from 1 on. Correct it.")
     if length < 2:
         raise ValueError(
             f"length={length}. Allowed is 2 or more: a token is predicted from others."
@@ -123,7 +123,9 @@ def make_plan(
 
 def _one_of(name: str, value: Any, allowed: Any) -> None:
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown. Allowed are {', '.join(allowed)}.")
+        raise ValueError(
+            f"{name}={value!r} is unknown. Allowed are {', '.join(allowed)}. Choose one."
+        )
 
 
 def _dtype(name: str, value: str | torch.dtype) -> torch.dtype:

@@ -1,0 +1,271 @@
+"""Bad input, and what is said of it: each case of book/bad_input.yaml is given for real.
+
+What a case gives is executed as it stands in the table. The words of the table must appear in what
+the course or a library says, before any training (or during it, where it diverges). No file may be
+written or changed, and a command ends without a traceback.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from functools import cache
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset, load_dataset
+from peft import LoraConfig
+from test_models import Hub, ask
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+)
+from trl import SFTConfig, SFTTrainer
+
+from course_utils import data, hardware, models, modules, quantization
+from course_utils.__main__ import main
+from course_utils.dataset_check.rules import RULES
+from course_utils.paths import COURSE_ROOT, POCKET_MODEL
+from course_utils.training_check import StopOnDivergence, check_settings, check_trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TABLE = yaml.safe_load((COURSE_ROOT / "book" / "bad_input.yaml").read_text(encoding="utf-8"))
+CASES = [case for group in TABLE for case in group["cases"]]
+LIBRARIES = {"argparse", "peft", "torch", "transformers", "trl"}
+HUB = ("gated/model", "absent/model", "nobody/no-such-model")  # the last one without a network
+SAYS: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {}
+
+
+def says(how: str) -> Callable[[Callable], Callable]:
+    """Register how the cases of a group are given; the function returns what is said."""
+
+    def keep(function: Callable) -> Callable:
+        SAYS[how] = function
+        return function
+
+    return keep
+
+
+def sft_config(**arguments: Any) -> SFTConfig:
+    """Return the arguments with what a test needs: no GPU, two steps, no file."""
+    return SFTConfig(
+        **{
+            "output_dir": "out", "use_cpu": True, "bf16": False, "max_steps": 2,
+            "save_strategy": "no", "disable_tqdm": True, "activation_checkpointing": False,
+            **arguments,
+        }
+    )  # fmt: skip
+
+
+def names() -> dict[str, Any]:
+    """Return what the code of a case may use; what its setup sets takes the place of these."""
+    return {
+        "data": data, "modules": modules, "quantization": quantization, "torch": torch,
+        "json": json, "Path": Path, "Dataset": Dataset, "load_dataset": load_dataset,
+        "LoraConfig": LoraConfig, "SFTConfig": sft_config, "BitsAndBytesConfig": BitsAndBytesConfig,
+        "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
+        "BertConfig": BertConfig, "T5Config": T5Config,
+        "checked_arguments": quantization.checked_arguments,
+        "USER": {"role": "user", "content": "Where is my lamp?"},
+        "REPLY": {"role": "assistant", "content": "On its way."},
+        "tokenizer": AutoTokenizer.from_pretrained(POCKET_MODEL),
+        "base": str(POCKET_MODEL),
+        "rows": Dataset.from_dict(
+            {"prompt": ["the cat sat"] * 4, "completion": [" on the mat"] * 4}
+        ),
+        "peft_config": LoraConfig(target_modules=["q_proj", "v_proj"]),
+    }  # fmt: skip
+
+
+def value(code: str, known: dict[str, Any]) -> Any:
+    """Run code and return the value of its last line."""
+    tree = ast.parse(code)
+    last = tree.body.pop()
+    exec(compile(tree, "<given>", "exec"), known)
+    return eval(compile(ast.Expression(last.value), "<given>", "eval"), known)
+
+
+@says("code")
+def _(case: dict[str, Any], known: dict[str, Any]) -> str:
+    return str(value(case["given"], known))
+
+
+@says("adapter")
+def _(case: dict[str, Any], known: dict[str, Any]) -> str:
+    given = value(case["given"], known)
+    if case["by"] == "modules.check_targets":
+        return str(given)
+    return from_training(case, sft_config(), known | {"peft_config": given})
+
+
+@says("arguments")
+def _(case: dict[str, Any], known: dict[str, Any]) -> str:
+    return from_training(case, value(case["given"], known), known)
+
+
+@says("quantization")
+def _(case: dict[str, Any], known: dict[str, Any]) -> str:
+    hardware.mend_bitsandbytes()
+    if case.get("silent"):
+        value(case["given"].replace("checked_arguments", "BitsAndBytesConfig"), known)
+    config = value(case["given"], known)
+    return from_training(case, sft_config(), known, quantization_config=config)
+
+
+def from_training(
+    case: dict[str, Any], args: SFTConfig, known: dict[str, Any], **options: Any
+) -> str:
+    """Go the way of a reader to a training, up to where something is said."""
+    if case["by"] == "check_settings":
+        return str(check_settings(args, known["peft_config"], known["base"]))
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(known["base"], **options),
+        args=args,
+        train_dataset=known["rows"],
+        processing_class=known["tokenizer"],
+        peft_config=known["peft_config"],
+        callbacks=[StopOnDivergence()],
+    )
+    said = str(check_trainer(trainer)) if case["by"] == "check_trainer" else ""
+    if case.get("silent") or not said:
+        trainer.train()
+    return said
+
+
+@says("model")
+def _(case: dict[str, Any], known: dict[str, Any]) -> str:
+    name = case["given"].partition("=")[2].strip('"')
+    if name in HUB:
+        return asked()[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(models.VARIABLE, name)
+        return str(models.base_model())
+
+
+@cache
+def asked() -> dict[str, str]:
+    """Return what is said of models that the hub refuses, or that cannot be asked for."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with TemporaryDirectory() as folder:
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            refused = ask(list(HUB[:2]), Path(folder), HF_ENDPOINT=address)
+        finally:
+            server.shutdown()
+            server.server_close()
+        return refused | ask(list(HUB[2:]), Path(folder), HF_HUB_OFFLINE="1")
+
+
+@says("command")
+def _(case: dict[str, Any], known: dict[str, Any]) -> str:
+    code, said = run(shlex.split(case["given"])[3:], case.get("process", False))
+    assert code == case.get("exit", 2), said
+    assert "Traceback" not in said
+    return said
+
+
+@says("experiments")
+def _(case: dict[str, Any], known: dict[str, Any]) -> str:
+    code, said = run(["compare", "mine.yaml", "--output", "results"])
+    assert code == 2, said
+    assert "Traceback" not in said
+    return said
+
+
+def run(arguments: list[str], process: bool = False) -> tuple[int, str]:
+    """Return the exit code of a command and what it printed."""
+    if process:
+        done = subprocess.run(
+            [sys.executable, "-m", "course_utils", *arguments],
+            env={**os.environ, "PYTHONPATH": str(COURSE_ROOT), "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+        return done.returncode, done.stdout
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        try:
+            code = main(arguments)
+        except SystemExit as stop:  # argparse's
+            code = stop.code
+        except Exception:  # what Python prints then
+            code = 1
+            traceback.print_exc()
+    return code, printed.getvalue()
+
+
+def raised_by(error: Exception) -> str:
+    """Return the library that raised an error, or "course_utils"."""
+    said = str(error)
+    if "unexpected keyword argument" in said:  # Python says it, of a class of a library
+        return {"SFTConfig": "trl", "LoraConfig": "peft"}[said.partition(".")[0]]
+    parts = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+    return parts[parts.index("site-packages") + 1] if "site-packages" in parts else "course_utils"
+
+
+def files() -> dict[str, bytes]:
+    """Return the files here with what is in them."""
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("how", "case"),
+    [pytest.param(group["how"], case, id=case["id"]) for group in TABLE for case in group["cases"]],
+)
+def test_what_is_said_of_it(how: str, case: dict[str, Any], tmp_path: Path) -> None:
+    """The words of the table, by whom it says; and no file comes, goes or changes."""
+    with chdir(tmp_path):
+        known = names()
+        exec(case.get("setup", ""), known)
+        if how == "experiments":
+            Path("mine.yaml").write_text(case["given"], encoding="utf-8")
+        before = files()
+        try:
+            said, by = SAYS[how](case, known), case["by"]
+        except AssertionError:
+            raise
+        except Exception as error:
+            said, by = str(error), raised_by(error)
+        assert files() == before
+    assert by == case["by"] or (by == "course_utils" and case["by"] not in LIBRARIES), said
+    plain = " ".join(said.split())
+    for part in ("wrong", "allowed", "do"):
+        for words in case.get(part, "").split("…"):
+            assert " ".join(words.split()) in plain, part
+    if "finding" in case:
+        assert re.search(rf"(ERROR|WARNING|INFO) +{case['finding']} ", said)
+
+
+def test_the_table_is_whole() -> None:
+    """60 cases or more, every fault that data.check knows, and what each has to say."""
+    assert len({case["id"] for case in CASES}) == len(CASES) >= 60
+    assert {case["finding"] for case in CASES if "finding" in case} == set(RULES)
+    for case in CASES:
+        said = {part for part in ("wrong", "allowed", "do") if case.get(part)}
+        assert "wrong" in said
+        if "note" not in case:  # a finding says what a fault does to training
+            needed = {"do"} if "finding" in case else {"allowed", "do"}
+            assert said & needed if case["by"] in LIBRARIES else needed <= said, case["id"]
