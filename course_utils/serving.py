@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -10,21 +11,33 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
-HOST = "127.0.0.1"  # this machine alone: the server asks nobody for a password
+HOST = "127.0.0.1"  # this machine alone
+KEY = "COURSE_SERVER_KEY"  # a variable, since every user of a machine can read command lines
+
+
+class Served(NamedTuple):
+    """What an OpenAI client needs: `base_url=address, api_key=key`."""
+
+    address: str
+    key: str
 
 
 @contextmanager
-def serve(folder: str | Path, options: Sequence[str] = (), timeout: float = 180.0) -> Iterator[str]:
-    """Run `transformers serve` on a model's folder, and yield the address for an OpenAI client.
+def serve(
+    folder: str | Path, options: Sequence[str] = (), timeout: float = 180.0
+) -> Iterator[Served]:
+    """Run `transformers serve` on a model's folder, and yield address and key for an OpenAI client.
 
     The address is such as "http://127.0.0.1:8123/v1"; a request's `model` is `folder` as given
-    here. `options` are more options of the command line. The server is offline, and stopped when
-    the block ends, by an error too; if this process is killed, the server ends by itself.
+    here. The command itself has no key, and other users of this machine reach the address, too;
+    here each request but /health has to bring the key, which is another one each time. `options`
+    are more options of the command line. The server is offline, and stopped when the block ends, by
+    an error too; if this process is killed, the server ends by itself.
 
     Raises:
         FileNotFoundError: if the folder holds no model.
@@ -36,7 +49,7 @@ def serve(folder: str | Path, options: Sequence[str] = (), timeout: float = 180.
             "adapter first, and write both with model.save_pretrained(folder) and "
             "tokenizer.save_pretrained(folder)."
         )
-    port = _free_port()
+    port, key = _free_port(), secrets.token_urlsafe()
     # By its path: where the package is not installed, a child process would not find its name.
     # -P keeps that path's folder out of sys.path, where our modules would hide others' by name.
     command = [sys.executable, "-P", __file__, str(folder), "--host", HOST, "--port", str(port)]
@@ -46,11 +59,11 @@ def serve(folder: str | Path, options: Sequence[str] = (), timeout: float = 180.
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", KEY: key},
         )
         try:
             _wait(process, f"http://{HOST}:{port}/health", timeout, log)
-            yield f"http://{HOST}:{port}/v1"
+            yield Served(f"http://{HOST}:{port}/v1", key)
         finally:
             _stop(process)
 
@@ -96,9 +109,40 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
+def _guarded(app: Callable[..., Awaitable[None]], key: str) -> Callable[..., Awaitable[None]]:
+    """Return an ASGI app that passes on requests with the key, and refuses all others."""
+    right = f"Bearer {key}".encode()
+
+    async def guard(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        given = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if (
+            scope["type"] == "lifespan"
+            or scope["path"] == "/health"
+            or secrets.compare_digest(given, right)
+        ):
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+        await send({"type": "http.response.body", "body": b"The key is missing or wrong."})
+
+    return guard
+
+
+def _guard_uvicorn(key: str) -> None:
+    """Put the guard around every app that uvicorn is given in this process."""
+    import uvicorn
+
+    class Config(uvicorn.Config):
+        def __init__(self, app: Any, *args: Any, **options: Any) -> None:
+            super().__init__(_guarded(app, key), *args, **options)
+
+    uvicorn.Config = Config
+
+
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from transformers.cli.transformers import main
 
+    _guard_uvicorn(os.environ.pop(KEY))
     sys.argv = ["transformers", "serve", *sys.argv[1:]]
     main()

@@ -30,7 +30,7 @@ import run_lessons
 import slides
 import workshop_start
 
-from course_utils.compare.experiment import write_whole
+from course_utils.files import write_whole
 
 ROOT = run_lessons.ROOT
 OUTPUT = ROOT / "build" / "workshop"
@@ -129,9 +129,8 @@ def wheels(name: str, house: Path) -> str:
         there = json.loads((done / "contents.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         there = {}
-    sizes = {wheel.name: wheel.stat().st_size for wheel in done.glob("*.whl")}
-    if there.get("inputs") == wanted and there["wheels"] == sizes:
-        return f"{name}: {len(sizes)} wheels, as before"
+    if there.get("inputs") == wanted and there.get("sha256") == hashes(done):
+        return f"{name}: {len(there['sha256'])} wheels, as before"
     shutil.rmtree(done, ignore_errors=True)
     note = part / "inputs.txt"
     if not note.exists() or note.read_text(encoding="utf-8") != wanted:
@@ -147,12 +146,22 @@ def wheels(name: str, house: Path) -> str:
         "schema": SCHEMA,
         "inputs": wanted,
         "wheels": {wheel.name: wheel.stat().st_size for wheel in found},
+        "sha256": hashes(part),
         "installed_bytes": sum(map(unpacked, found)) + COURSE_BYTES,
     }
     write_whole(part / "contents.json", json.dumps(contents, indent=1) + "\n")
     note.unlink()
     part.rename(done)
     return f"{name}: {len(found)} wheels, {sum(contents['wheels'].values()) / 2**30:.1f} GiB"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each wheel in a folder, which pip compares before it installs one."""
+    found = {}
+    for wheel in sorted(folder.glob("*.whl")):
+        with wheel.open("rb") as file:
+            found[wheel.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def unpacked(wheel: Path) -> int:

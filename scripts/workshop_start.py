@@ -76,10 +76,17 @@ def unpack(course: Path) -> None:
         if not (course / "course_utils").is_dir():
             raise Refusal(f"{course} is there and is not the course. Choose another: --into FOLDER")
         return
+    source = HERE / f"{NAME}.zip"
     part = course.with_name(course.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    with zipfile.ZipFile(HERE / f"{NAME}.zip") as archive:
+    with zipfile.ZipFile(source) as archive:
+        for name in archive.namelist():
+            if Path(name).parts[:1] != (NAME,) or ".." in Path(name).parts:
+                raise Refusal(
+                    f"{source} holds {name!r}, which is no part of the course. Copy the "
+                    "workshop's folder again, from your teacher."
+                )
         archive.extractall(part)
     (part / NAME).rename(course)
     part.rmdir()
@@ -92,28 +99,36 @@ def program(course: Path, name: str) -> str:
     return str(folder / (f"{name}.exe" if windows else name))
 
 
-def install(course: Path, wheels: Path) -> None:
-    """Make the environment in the course's folder, from the wheels alone."""
+def install(course: Path, wheels: Path, hashes: dict[str, str]) -> None:
+    """Make the environment in the course's folder, from the wheels of these SHA-256 alone."""
     environment = course / ".venv"
     done = subprocess.run([sys.executable, "-m", "venv", str(environment)])
     if done.returncode:
         raise Refusal("Python could not make an environment. On Debian: apt install python3-venv")
     # Nothing that is set for pip on this machine may send it to the network.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    command = [
-        program(course, "python"),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
-    command += ["--no-index", "--find-links", str(wheels)]
-    command += ["-r", "requirements.txt", "-c", "constraints.txt", "-e", "."]
-    done = subprocess.run(command, cwd=course, env={**own, "PIP_CONFIG_FILE": os.devnull})
-    if done.returncode:
-        raise Refusal("pip could not install the course; its words are above. Show your teacher.")
+    own["PIP_CONFIG_FILE"] = os.devnull
+    pip = [program(course, "python"), "-m", "pip", "install", "--quiet"]
+    pip += ["--disable-pip-version-check", "--no-index"]
+    pinned = environment / "wheels.txt"
+    pinned.write_text("".join(map(pin, hashes.items())), encoding="utf-8")
+    for arguments in (
+        ["--find-links", str(wheels), "--require-hashes", "-r", str(pinned)],
+        # The course itself has no hash; what it is built with is among the wheels.
+        ["--no-deps", "--no-build-isolation", "-e", "."],
+    ):
+        if subprocess.run([*pip, *arguments], cwd=course, env=own).returncode:
+            raise Refusal(
+                "pip could not install the course; its words are above. If they speak of hashes, a "
+                "wheel was changed: copy the workshop's folder again. Else show your teacher."
+            )
     (environment / READY).touch()
+
+
+def pin(wheel: tuple[str, str]) -> str:
+    """Return the line of a requirements file for a wheel's name and SHA-256."""
+    name, version = wheel[0].split("-")[:2]
+    return f"{name}=={version} --hash=sha256:{wheel[1]}\n"
 
 
 def main() -> int:
@@ -130,7 +145,7 @@ def main() -> int:
             require_room(course, contents["installed_bytes"])
             print("Setting the course up; this takes a few minutes.", flush=True)
             unpack(course)
-            install(course, wheels)
+            install(course, wheels, contents["sha256"])
     except Refusal as error:
         print(error, file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # A progress bar is an output that only the first run on a machine has: later ones find the cache.
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 UNANSWERED = "answer = ...\n"
+DEPRECATED = re.compile(r"DeprecationWarning|FutureWarning|\bdeprecated\b")
 SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```", re.S)
 
 
@@ -79,6 +80,17 @@ def answered(item: pytest.Item) -> Iterator[IPyNbCell]:
             cell=cell,
             options=item.options,
         )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a cell whose calls are deprecated: libraries say so by warnings and by logging."""
+    result = yield
+    if isinstance(item, IPyNbCell):
+        said = [o.text for o in item.test_outputs or [] if o.get("name") == "stderr"]
+        found = [line for text in said for line in text.splitlines() if DEPRECATED.search(line)]
+        assert not found, f"a call of this cell is deprecated: {found}"
+    return result
 
 
 @pytest.hookimpl(trylast=True)

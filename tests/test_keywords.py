@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+from transformers import BitsAndBytesConfig
 
 from course_utils.memory import predict
 from course_utils.paths import COURSE_ROOT
@@ -29,7 +30,12 @@ LIBRARIES = (
 
 # Callables that take any keyword, so that no signature tells a right one from a wrong one. One that
 # is in none of these tables fails the test: look at it, and say here where its keywords go.
-FORWARDS = {"fits": predict, "plan_fits": predict, "create_loraplus_optimizer": torch.optim.AdamW}
+FORWARDS = {
+    "fits": predict,
+    "plan_fits": predict,
+    "create_loraplus_optimizer": torch.optim.AdamW,
+    "checked_arguments": BitsAndBytesConfig,
+}
 OPEN = {
     "from_pretrained": "the configuration and the loader refuse what is wrong",
     "from_config": "the model's own class refuses what is wrong",
@@ -43,6 +49,7 @@ DROPPED = {"load_in_4bit", "load_in_8bit", "torch_dtype", "use_auth_token", "tru
 DELIBERATE = {
     "03_quantization": {
         ("BitsAndBytesConfig", "bnb_4bit_quanttype"),
+        ("quantization.checked_arguments", "bnb_4bit_quanttype"),
         ("AutoModelForCausalLM.from_pretrained", "load_in_4bit"),
     },
     "07_trainers": {

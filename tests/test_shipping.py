@@ -22,7 +22,7 @@ from course_utils.serving import serve
 STARTER = """
 import sys, time
 from course_utils.serving import serve
-with serve(sys.argv[1]) as address:
+with serve(sys.argv[1]) as (address, key):
     print(address, flush=True)
     time.sleep(600)
 """
@@ -41,7 +41,7 @@ def answers(address: str) -> bool:
 def test_an_error_in_the_block_stops_the_server() -> None:
     """A cell that fails half-way must not leave a process that holds memory and a port."""
     seen = ""
-    with pytest.raises(KeyboardInterrupt), serve(POCKET_MODEL) as address:
+    with pytest.raises(KeyboardInterrupt), serve(POCKET_MODEL) as (address, _):
         seen = address
         assert address.startswith("http://127.0.0.1:")
         assert answers(address)
