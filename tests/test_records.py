@@ -1,4 +1,4 @@
-"""The recorded comparison: whole, without failure, made by what the lesson names."""
+"""The recorded comparisons: whole, without failure, made by what the lessons name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import pytest
 
 from course_utils import compare
 from course_utils.compare.inputs import load_inputs, model_fingerprint
-from course_utils.paths import DATA, POCKET_MODEL
+from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 
-RECORD = DATA / "results" / "comparison"
+RESULTS = DATA / "results"
+RECORD = RESULTS / "comparison"
+SWEEPS = ("capacity", "batch")
 
 
-def test_no_run_failed_and_none_is_half_written() -> None:
+@pytest.mark.parametrize("name", ["comparison", *SWEEPS])
+def test_no_run_failed_and_none_is_half_written(name: str) -> None:
     """`load` passes over what is broken, so a damaged record would only look smaller."""
-    files = sorted((RECORD).glob("*.json"))
-    results = compare.load(RECORD)
+    files = sorted((RESULTS / name).glob("*.json"))
+    results = compare.load(RESULTS / name)
     assert len(results) == len(files) > 0
     assert {result["status"] for result in results} == {"ok"}
     assert len({result["device"] for result in results}) == 1
@@ -53,3 +56,31 @@ def test_the_comparison_is_that_of_its_command(name: str) -> None:
     best = min(validation, key=validation.get)
     assert min(validation) < best < max(validation)
     assert seeds[best] == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_is_that_of_its_file(name: str) -> None:
+    """`--sweep --seeds 1`: of each experiment three rates or more, the best of them inside."""
+    results = compare.load(RESULTS / name)
+    assert {result["model"] for result in results} == {model_fingerprint(str(POCKET_MODEL))}
+    expected = {one.name: one.to_dict() for one in compare.read(RESULTS / f"{name}.yaml")}
+    assert {result["method"] for result in results} == expected.keys()
+    for method, one in expected.items():
+        runs = [result for result in results if result["method"] == method]
+        for key in ("data", "train_rows", "peft", "quantization"):
+            given = {json.dumps(run["experiment"].get(key)) for run in runs}
+            assert given == {json.dumps(one.get(key))}, (method, key)
+        validation = {
+            run["experiment"]["training"]["learning_rate"]: run["metrics"]["validation loss"]
+            for run in runs
+        }
+        best = min(validation, key=validation.get)
+        assert min(validation) < best < max(validation), (method, validation)
+
+
+def test_the_cost_of_every_lesson_is_on_record() -> None:
+    """`make run` compares with it; no lesson takes more memory than a small laptop has."""
+    costs = json.loads((RESULTS / "lessons.json").read_text(encoding="utf-8"))
+    names = {path.stem for path in (COURSE_ROOT / "notebooks").glob("*.ipynb")}
+    assert costs["lessons"].keys() == names
+    assert max(lesson["peak_mib"] for lesson in costs["lessons"].values()) < 3 * 1024
