@@ -251,7 +251,7 @@ def main() -> int:
     )
     parser.add_argument("lesson", nargs="?", default="", help="the number of a lesson, such as 01")
     parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
-    parser.add_argument("--record", action="store_true", help=f"write {COSTS.relative_to(ROOT)}")
+    parser.add_argument("--record", action="store_true", help="write data/results/lessons.json")
     parser.add_argument("--jobs", type=int, help="lessons at a time (2, or 1 where that is wiser)")
     options = parser.parse_args()
     try:

@@ -9,6 +9,7 @@ import pandas as pd
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, NullLocator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from course_utils.plots.style import MARKERS, PALETTE, figure_axes
@@ -92,9 +93,12 @@ def sweep(
         axes.set_xscale("log")
     if "y" in log:
         axes.set_yscale("log")
+        # Within a power of ten there would be one number at most.
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     if len(settings) <= 8:  # as they were set, instead of powers of ten
         axes.set_xticks(settings, [f"{x:g}" for x in settings])
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(lines) > 1 or noise:
         axes.legend(frameon=False)
