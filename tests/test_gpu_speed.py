@@ -15,6 +15,7 @@ from course_utils.paths import COURSE_ROOT
 SCRIPT = COURSE_ROOT / "scripts" / "gpu_speed.py"
 
 
+@pytest.mark.long
 def test_its_code_runs_without_a_gpu(tmp_path: Path) -> None:
     """Breaks if the script, which is rarely run, no longer fits the libraries: both recipes."""
     numbers = ["--steps", "1", "--rows", "24", "--length", "64"]

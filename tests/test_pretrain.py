@@ -61,6 +61,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(whole: Path, tmp_path:
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+@pytest.mark.long
 def test_the_encoder_decoder_is_trained_too(tmp_path: Path) -> None:
     """The other model of the script, on few documents."""
     subprocess.run(command(tmp_path, "--model", "t5"), check=True, capture_output=True)

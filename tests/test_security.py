@@ -7,6 +7,7 @@ added tomorrow is held to them as well.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -377,8 +378,9 @@ def listening(process: psutil.Process) -> set[str]:
     """Return the addresses on which a process and its children wait for connections."""
     found = set()
     for one in (process, *process.children(recursive=True)):
-        connections = one.net_connections(kind="inet")
-        found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+        with contextlib.suppress(psutil.NoSuchProcess):  # some children are soon done
+            connections = one.net_connections(kind="inet")
+            found |= {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
     return found
 
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from accelerate.logging import MultiProcessAdapter
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, import_utils
 from test_bitsandbytes_mend import change_of_gradients
@@ -409,13 +410,12 @@ def _(folder: Path) -> list[str]:
     handler = logging.Handler()
     handler.emit = lambda record: kept.append(record.getMessage())
     logger = logging.getLogger("trl.trainer.sft_trainer")
-    logger.warning_once = logger.warning
+    MultiProcessAdapter.warning_once.cache_clear()  # another test may have had it said
     logger.addHandler(handler)
     try:
         trainer(folder, rows(prompt=["the cat sat "], completion=["on the mat"]))
     finally:
         logger.removeHandler(handler)
-        del logger.warning_once
     return kept
 
 
