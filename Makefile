@@ -53,7 +53,8 @@ lint: $(READY)  ## Check the style of the code, that in the notebooks too
 book: $(BOOK_READY)  ## Build the pages under build/book
 	@$(BIN)/python book/build.py
 
-bench: $(READY)  ## Run the standard comparison of methods (half an hour); it goes on where it was stopped
+bench: $(READY)  ## Measure the speed of the parts, then compare the methods (half an hour; it goes on when stopped)
+	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench.py
 	@$(BIN)/python -m course_utils compare --output build/comparison
 
 bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results in data/results

@@ -35,6 +35,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
     set_seed,
 )
+from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import data, hardware, plots, widgets
@@ -319,6 +320,8 @@ def main() -> int:
         print(f"There is no part {', '.join(unknown)}. The parts are: {', '.join(PARTS)}.")
         return 2
     hardware.mend_bitsandbytes()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     for name, part in PARTS.items():
         if not options.part or name in options.part:
             print(f"{text_table(list(part()), (name, 'measured', 'goal'))}\n", flush=True)
