@@ -184,6 +184,17 @@ def read(path: str | Path) -> list[Experiment]:
     return experiments
 
 
+class _Dumper(yaml.SafeDumper):
+    """Escapes characters that YAML would read as another: it has line breaks of its own."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = None if text.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def write(path: str | Path, experiments: Iterable[Experiment]) -> None:
     """Write experiments to a file that `read` takes: JSON if it ends so, else YAML."""
     path = Path(path)
@@ -191,7 +202,7 @@ def write(path: str | Path, experiments: Iterable[Experiment]) -> None:
     if path.suffix == ".json":
         text = json.dumps(content, indent=2) + "\n"
     else:
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     write_whole(path, text)
 
 

@@ -80,18 +80,19 @@ def _from_columns(columns: dict[str, list[Any]]) -> Split:
 
 def _named(name: str, rows: object) -> Split:
     """Return one split of a Dataset, an IterableDataset, a DataFrame or a list."""
+    name = str(name).encode("utf-8", "replace").decode()  # half a surrogate cannot be printed
     if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         features = dict(rows.features or {})
-        return Split(str(name), _dataset_rows(rows, features), list(features), features)
+        return Split(name, _dataset_rows(rows, features), list(features), features)
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         records = rows.to_dict("records")
         # numpy's arrays and numbers become lists and numbers
         rows = [
             {k: v.tolist() if hasattr(v, "tolist") else v for k, v in r.items()} for r in records
         ]
-        return Split(str(name), rows)
+        return Split(name, rows)
     if isinstance(rows, list):
-        return Split(str(name), rows)
+        return Split(name, rows)
     raise ValueError(
         f"check was given a {type(rows).__name__}. It takes a datasets.Dataset or DatasetDict, a "
         f"list of dicts, a file that ends in {KINDS}, a folder or a hub id. "
