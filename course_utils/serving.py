@@ -49,7 +49,7 @@ def serve(
             "adapter first, and write both with model.save_pretrained(folder) and "
             "tokenizer.save_pretrained(folder)."
         )
-    port, key = _free_port(), secrets.token_urlsafe()
+    port, key = free_port(), secrets.token_urlsafe()
     # By its path: where the package is not installed, a child process would not find its name.
     # -P keeps that path's folder out of sys.path, where our modules would hide others' by name.
     command = [sys.executable, "-P", __file__, str(folder), "--host", HOST, "--port", str(port)]
@@ -68,7 +68,8 @@ def serve(
             _stop(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return the number of a port of this machine that nobody uses."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         return free.getsockname()[1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import statistics
 import subprocess
@@ -45,7 +46,7 @@ from course_utils.paths import POCKET_MODEL
 
 TURNS = 3
 WARM_UP, STEPS = 3, 15  # steps of a training: not counted, and counted
-LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
+LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 # Lesson 00's recipe.
 RECIPE = {
     "per_device_train_batch_size": 16, "learning_rate": 5e-3, "lr_scheduler_type": "cosine",
@@ -123,7 +124,7 @@ def sft_trainer(
         ),
         train_dataset=data.load("tickets", "train", form=form),
         processing_class=AutoTokenizer.from_pretrained(POCKET_MODEL),
-        peft_config=peft,
+        peft_config=copy.deepcopy(peft),  # peft writes into the one it is given
         callbacks=callbacks,
     )  # fmt: skip
 
@@ -139,7 +140,7 @@ def with_trainer(recipe: dict[str, Any], peft: LoraConfig) -> dict[str, float]:
 
 def with_bare_loop() -> dict[str, float]:
     """Return tokens per second of the same steps in a loop of plain PyTorch."""
-    prepared = sft_trainer(RECIPE, LoraConfig(**LORA, task_type="CAUSAL_LM"))
+    prepared = sft_trainer(RECIPE, LORA)
     batches = DataLoader(
         prepared.train_dataset.remove_columns(
             [c for c in prepared.train_dataset.column_names if c in ("prompt", "completion")]
@@ -151,7 +152,7 @@ def with_bare_loop() -> dict[str, float]:
     )
     set_seed(0)
     base = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(**LORA, task_type="CAUSAL_LM")).train()
+    model = get_peft_model(base, copy.deepcopy(LORA)).train()
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=RECIPE["learning_rate"], weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, 1, WARM_UP + STEPS)
@@ -170,9 +171,8 @@ def with_bare_loop() -> dict[str, float]:
 
 def training() -> Iterator[tuple[str, str, str]]:
     """Yield rows on lesson 00's recipe beside a bare loop and beside the copied recipe."""
-    peft = LoraConfig(**LORA, task_type="CAUSAL_LM")
     cases: dict[str, Callable[[], dict[str, float]]] = {
-        "lesson 00": lambda: with_trainer(RECIPE, peft),
+        "lesson 00": lambda: with_trainer(RECIPE, LORA),
         "bare loop": with_bare_loop,
         "copied": lambda: with_trainer(
             gpu_speed.settings("copied", "lora", False, 40), gpu_speed.adapter("copied", "lora")
@@ -192,16 +192,15 @@ def training() -> Iterator[tuple[str, str, str]]:
         rate = shares.pop("tokens/s")
         parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
         yield f"{name}: {rate:,.0f} tokens/s, of which", parts, ""
-    yield from watching(peft)
+    yield from watching()
 
 
-def watching(peft: LoraConfig) -> Iterator[tuple[str, str, str]]:
+def watching() -> Iterator[tuple[str, str, str]]:
     """Yield rows on what the live plot and the meter add to lesson 00's training."""
     shell = InteractiveShell.instance()
     select_figure_formats(shell, {"png"})  # as in a notebook
     live, meter = _Stopwatch(plots.LiveLoss()), _Stopwatch(MeterCallback())
-    trainer = sft_trainer(RECIPE, peft, callbacks=[live, meter])
-    trainer.spent.clear()
+    trainer = sft_trainer(RECIPE, LORA, callbacks=[live, meter])
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()

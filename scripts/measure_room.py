@@ -230,7 +230,7 @@ def read() -> dict[str, Any]:
     machine = hardware.detect()
     fresh = {
         "schema": SCHEMA,
-        "device": f"{machine.name}, {machine.cores} cores, {machine.ram:.0f} GiB",
+        "device": run_lessons.described_machine(machine),
         "system": f"{platform.system()}, Python {platform.python_version()}",
         "versions": {name: metadata.version(name).partition("+")[0] for name in LIBRARIES},
         "config": {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "pause_seconds": PAUSE},

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import sys
 import threading
@@ -208,6 +209,11 @@ def finished(chosen: list[Path], jobs: int, save: bool) -> Iterator[Outcome]:
             raise
 
 
+def described_machine(machine: hardware.Machine) -> str:
+    """Return what a record says of the machine on which it was made."""
+    return f"{machine.name}, {machine.cores} cores, {machine.ram:.0f} GiB"
+
+
 def costs() -> dict[str, Any]:
     """Return what the lessons took when it was last recorded; nothing if it never was."""
     try:
@@ -221,7 +227,7 @@ def record(
 ) -> None:
     """Write what the lessons took, all of one run."""
     found = {
-        "device": f"{machine.name}, {machine.cores} cores, {machine.ram:.0f} GiB",
+        "device": described_machine(machine),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "jobs": jobs,
         "calibration_seconds": round(calibrated, 4),
@@ -268,7 +274,9 @@ def main() -> int:
     PAGES.mkdir(parents=True, exist_ok=True)
     if jobs > 1:
         print(f"{len(chosen)} lessons, {jobs} at a time", flush=True)
-    failed, calibrated, before = 0, calibration(), costs()
+    failed, before = 0, costs()
+    # Half a second, for which there is a use only where something is compared.
+    calibrated = calibration() if before or options.record else math.nan
     outcomes = []
     for i, outcome in enumerate(finished(chosen, jobs, options.save), start=1):
         line = described(outcome, calibrated, jobs, before)

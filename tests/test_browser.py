@@ -25,7 +25,7 @@ import nbformat
 import pytest
 import torch
 
-from course_utils import widgets
+from course_utils import serving, widgets
 from course_utils.models import base_model
 from course_utils.paths import COURSE_ROOT
 from course_utils.widgets.shell import Explorer
@@ -146,8 +146,7 @@ def write_lesson(lesson: Lesson, folder: Path, whole: bool) -> None:
     for cell in cells:
         cell.outputs, cell.execution_count = [], None
     if not whole:
-        lines = {cell.id: cell.source.splitlines() for cell in cells}
-        cells = [c for c in cells if any(line.startswith(needs) for line in lines[c.id])]
+        cells = [c for c in cells if any(s.startswith(needs) for s in c.source.splitlines())]
         assert len(cells) == len(needs), [cell.source for cell in cells]
         notebook.cells = cells
     nbformat.write(notebook, folder / f"{lesson.file}.ipynb")
@@ -166,9 +165,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Pa
         "@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},
     }
     (home / "overrides.json").write_text(json.dumps(settings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = serving.free_port()
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += [

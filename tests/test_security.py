@@ -403,7 +403,7 @@ def test_the_lab_is_for_this_machine_and_needs_a_token(tmp_path: Path) -> None:
     ).stdout  # fmt: skip
     arguments = printed.strip().splitlines()[-1].split()[2:]
     assert printed.strip().splitlines()[-1].split()[1] == "lab"
-    port = serving._free_port()
+    port = serving.free_port()
     command = [sys.executable, "-m", "jupyterlab", *arguments, "--no-browser", "--allow-root"]
     command += [f"--ServerApp.port={port}", f"--ServerApp.root_dir={tmp_path}"]
     command = [part for part in command if not part.startswith("--notebook-dir")]
