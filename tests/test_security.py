@@ -398,7 +398,7 @@ def status(address: str, **headers: str) -> int:
 def test_the_lab_is_for_this_machine_and_needs_a_token(tmp_path: Path) -> None:
     """Who reaches a Jupyter server runs what he likes with the rights of its owner."""
     printed = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", "lab"],
+        ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", "lab"],
         cwd=COURSE_ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     arguments = printed.strip().splitlines()[-1].split()[2:]
