@@ -107,18 +107,20 @@ def token_loss(
 ) -> float:
     """Return the mean cross-entropy of a text's tokens, each from those before it, in nats.
 
-    Every token of every text counts the same; texts longer than `max_length` tokens are cut.
+    Every token of every text counts the same; texts longer than `max_length` tokens are cut. Texts
+    of like length share a batch, which leaves little padding.
 
     Raises:
         ValueError: if there is no text, or no text has two tokens.
     """
     if not texts:
         raise ValueError("No texts were given. Pass a list with at least one text.")
+    texts = sorted(texts, key=len, reverse=True)  # if memory runs out, it does so at once
     total, count = 0.0, 0
     with _evaluating(model):
         for start in range(0, len(texts), batch_size):
             batch = tokenizer(
-                list(texts[start : start + batch_size]),
+                texts[start : start + batch_size],
                 return_tensors="pt",
                 padding=True,
                 padding_side="right",

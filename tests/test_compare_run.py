@@ -11,24 +11,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
-from course_utils import compare, plots
+from course_utils import compare, data, plots
 from course_utils.compare import Experiment
 from course_utils.compare.results import usable
 from course_utils.compare.runner import RUNNING, jobs
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
 SHORT = {"train_rows": 64, "test_rows": 4}
-QUICK = {"max_steps": 4, "logging_steps": 1, "eval_steps": 4}
-EXPERIMENTS = [
-    Experiment("lora", LORA, training=QUICK | {"learning_rate": 5e-3}, seeds=(0, 1), **SHORT),
-    Experiment("full", training=QUICK | {"learning_rate": 5e-4}, **SHORT),
-]
+QUICK = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1,
+    "eval_steps": 4,
+}
 # What depends on how fast the machine is at the moment.
 TIMES = ("training s", "tokens/s")
 
@@ -51,9 +53,28 @@ def lasting(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of data as a user's would be, with a few of the course's rows."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, rows in data.load("tickets").items():
+        rows.select(range(64 if name == "train" else 8)).to_json(folder / f"{name}.jsonl")
+    data.load("heldout", "validation").select(range(8)).to_json(folder / "heldout.jsonl")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def experiments(few: str) -> list[Experiment]:
+    small = SHORT | {"data": few}
+    return [
+        Experiment("lora", LORA, training=QUICK | {"learning_rate": 5e-3}, seeds=(0, 1), **small),
+        Experiment("full", training=QUICK | {"learning_rate": 5e-4}, **small),
+    ]
+
+
+@pytest.fixture(scope="module")
+def file(experiments: list[Experiment], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("file") / "experiments.yaml"
-    compare.write(path, EXPERIMENTS)
+    compare.write(path, experiments)
     return path
 
 
@@ -190,28 +211,33 @@ def test_two_comparisons_in_one_folder_share_the_work(
     )
 
 
-def test_nothing_is_run_again_and_nothing_else_is_taken_for_it(whole: Path) -> None:
+def test_nothing_is_run_again_and_nothing_else_is_taken_for_it(
+    experiments: list[Experiment], whole: Path
+) -> None:
     """Another learning rate, other rows: another key, so another run."""
-    [job] = jobs([EXPERIMENTS[1]])
+    full = experiments[1]
+    [job] = jobs([full])
     assert (whole / job.file).exists()
     changed = [
-        EXPERIMENTS[1].with_training(learning_rate=6e-4),
-        Experiment("full", training=EXPERIMENTS[1].training, train_rows=63, test_rows=4),
-        Experiment("full", training=EXPERIMENTS[1].training, dtype="bfloat16", **SHORT),
+        full.with_training(learning_rate=6e-4),
+        replace(full, train_rows=63),
+        replace(full, data="tickets"),
+        replace(full, dtype="bfloat16"),
     ]
     for one in jobs(changed):
         assert one.key != job.key and not (whole / one.file).exists()
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*.json")}
-    compare.run(EXPERIMENTS, whole, progress=False)
+    compare.run(experiments, whole, progress=False)
     assert {path: path.stat().st_mtime_ns for path in whole.glob("*.json")} == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and kills a process as Linux does")
-def test_a_failure_is_a_result_and_the_rest_is_run(tmp_path: Path) -> None:
+def test_a_failure_is_a_result_and_the_rest_is_run(few: str, tmp_path: Path) -> None:
     """A loss that is not a number, memory that runs out, a killed process; the last one is well."""
     decay = {"weight_decay": 1e30}  # a learning rate that does it is refused
+    small = SHORT | {"data": few}
     experiments = [
-        Experiment("diverges", LORA, training=QUICK | decay, **SHORT),
+        Experiment("diverges", LORA, training=QUICK | decay, **small),
         Experiment(
             "too large",
             training=QUICK | {"per_device_train_batch_size": 1000, "max_length": 320},
@@ -219,7 +245,7 @@ def test_a_failure_is_a_result_and_the_rest_is_run(tmp_path: Path) -> None:
             test_rows=4,
         ),
         Experiment(
-            "killed", LORA, training=QUICK | {"max_steps": 2000, "eval_steps": 500}, **SHORT
+            "killed", LORA, training=QUICK | {"max_steps": 2000, "eval_steps": 500}, **small
         ),
         Experiment("well", LORA, training=QUICK, **SHORT),
     ]

@@ -19,7 +19,7 @@ SCRIPT = DATA / "build" / "pretrain.py"
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    arguments = ["--documents", "800", "--save-steps", "8", "--output", folder / "model"]
+    arguments = ["--documents", "400", "--save-steps", "4", "--output", folder / "model"]
     return [sys.executable, SCRIPT, *map(str, arguments), "--work", str(folder / "work"), *more]
 
 
@@ -38,7 +38,7 @@ def test_it_saves_a_model_that_loads_and_its_record(whole: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.config.vocab_size == len(tokenizer)
     facts = json.loads((whole / "model" / "training.json").read_text())
-    assert facts["documents"] == 800
+    assert facts["documents"] == 400
     assert 2 < facts["heldout_loss"] < 8.03, "better than chance, ln 3072"
 
 
@@ -46,7 +46,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(whole: Path, tmp_path:
     """An hour's training that a power cut ends must not start again, nor end elsewhere."""
     run = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     # The state of the trainer is what a checkpoint writes last.
-    checkpoint = tmp_path / "work" / "checkpoint-8" / "trainer_state.json"
+    checkpoint = tmp_path / "work" / "checkpoint-4" / "trainer_state.json"
     deadline = time.monotonic() + 300
     while not checkpoint.exists() and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -300,7 +300,8 @@ def main() -> None:
         callbacks=[CopyingScore(tokenizer)],
     )
     trainer.train(resume_from_checkpoint=options.resume or None)
-    loss = trainer.evaluate()["eval_loss"]
+    # The last step is followed by an evaluation.
+    loss = next(log["eval_loss"] for log in trainer.state.log_history[::-1] if "eval_loss" in log)
 
     if options.model == "llama":
         model.generation_config.update(do_sample=False, pad_token_id=tokenizer.pad_token_id)
