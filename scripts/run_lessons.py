@@ -167,7 +167,10 @@ def execute(path: Path) -> tuple[NotebookNode, int]:
     """
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(notebook, timeout=CELL_LIMIT, resources=resources)
+    # A kernel warns of its sockets, which are open to this machine alone and signed with a key.
+    client = NotebookClient(
+        notebook, timeout=CELL_LIMIT, resources=resources, extra_arguments=["--log-level=ERROR"]
+    )
     peak = Peak(client)
     peak.start()
     try:
