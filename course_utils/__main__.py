@@ -57,6 +57,8 @@ def _tokenizer(name: str) -> Any:
 
 def memory(options: argparse.Namespace) -> int:
     """Print what a training step takes and on which GPUs it fits; return 1 if not on the named."""
+    from peft import LoraConfig
+
     from course_utils import configs
     from course_utils.memory import GPUTable, Overhead, fits, plan_text
 
@@ -73,6 +75,14 @@ def memory(options: argparse.Namespace) -> int:
             "No model was given. Give --model, or --list to see the models and GPUs that the "
             "course knows."
         )
+    adapter: dict[str, Any] = {}
+    if options.rank is not None:
+        if options.method == "full":
+            raise ValueError(
+                f"--rank is {options.rank} with --method full, which has no adapter. Leave --rank "
+                "out, or choose lora, qlora or int8."
+            )
+        adapter["peft_config"] = LoraConfig(r=options.rank, target_modules="all-linear")
     result = fits(
         options.model,
         options.gpu,
@@ -87,6 +97,7 @@ def memory(options: argparse.Namespace) -> int:
         gradient_checkpointing=options.gradient_checkpointing,
         optimizer=options.optimizer,
         loss=options.loss,
+        **adapter,
     )
     print(json.dumps(result.to_dict(), indent=2) if options.json else plan_text(result))
     return 1 if options.gpu is not None and not result.rows[0].fits else 0
@@ -174,6 +185,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--method", default="lora", help="full, lora, qlora or int8 (default: lora)"
+    )
+    command.add_argument(
+        "--rank", type=int, help="of the adapters, on all linear layers (default: 16)"
     )
     command.add_argument("--batch-size", type=int, default=1, help="rows a step (default: 1)")
     command.add_argument("--length", type=int, default=1024, help="tokens a row (default: 1024)")

@@ -112,6 +112,7 @@ def test_memory_options_reach_the_prediction(capsys: pytest.CaptureFixture[str])
     for options in (
         (), ("--method", "full"), ("--batch-size", "4"), ("--no-gradient-checkpointing",),
         ("--optimizer", "sgd"), ("--dtype", "float32"), ("--loss", "full"), ("--shards", "2"),
+        ("--rank", "8"),
     ):  # fmt: skip
         assert main([*given, *options]) == 0
         peaks[options] = json.loads(capsys.readouterr().out)["memory"]
@@ -143,6 +144,8 @@ def test_memory_lists_what_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
         (["--model", "llama-3.1-8b", "--loss", "half"], "half"),
         (["--model", "llama-3.1-8b", "--shards", "0"], "0"),
         (["--model", "llama-3.1-8b", "--overhead", "-1"], "-1"),
+        (["--model", "llama-3.1-8b", "--rank", "0"], "positive integer"),
+        (["--model", "llama-3.1-8b", "--rank", "8", "--method", "full"], "no adapter"),
     ],
 )
 def test_memory_says_what_was_wrong(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from transformers import MixtralConfig
 
 from course_utils import configs
 from course_utils.memory import (
@@ -220,6 +221,21 @@ def test_eight_billion_parameters_on_the_table_of_gpus() -> None:
     assert "<table" in table._repr_html_()
     with pytest.raises(ValueError, match="There is no row"):
         table["T4", "full"]
+
+
+def test_experts_that_are_not_quantized_are_named() -> None:
+    """Or 85 GiB of weights in 4 bits look like a fault. As bitsandbytes leaves them: 3-D."""
+    config = MixtralConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=128, num_local_experts=4,
+    )  # fmt: skip
+    table = fits(config, "T4", ("full", "qlora"), length=64)
+    experts = 4 * 3 * 64 * 128
+    attention, norms, router, embeddings = 64 * (64 + 32 + 32 + 64), 3 * 64, 4 * 64, 2 * 128 * 64
+    assert table.unquantized == experts / (experts + attention + norms + router + embeddings)
+    assert any("keep their dtype" in note for note in table.notes)
+    assert fits(config, "T4", "full", length=64).unquantized == 0
+    assert fits("qwen3-0.6b", "T4", "qlora", length=64).unquantized == 0
 
 
 @pytest.mark.parametrize(

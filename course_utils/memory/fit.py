@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from transformers import PretrainedConfig
 
-from course_utils.configs import load_config
+from course_utils.configs import build_empty, load_config
 from course_utils.display import text_table
 from course_utils.memory.gpus import GPU, GPUS, find_gpu
 from course_utils.memory.search import GIB, Change, Overhead, Search, Simulations
@@ -52,10 +52,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fits:
-    """Plans on GPUs, as a table; `fits[gpu, method]` is one of its rows."""
+    """Plans on GPUs, as a table; `fits[gpu, method]` is one of its rows.
+
+    `unquantized` is the share of the parameters that bitsandbytes leaves as they are because they
+    are 3-D tensors, in which several experts lie; 0 if no method quantizes.
+    """
 
     rows: tuple[Fit, ...]
     overhead: Overhead = field(default_factory=Overhead)
+    unquantized: float = 0.0
 
     def __getitem__(self, key: tuple[str | float | GPU, str]) -> Fit:
         gpu, method = find_gpu(key[0]), key[1]
@@ -73,6 +78,11 @@ class Fits:
             f"The overhead ({self.overhead}: CUDA context, workspaces, fragmentation) is an "
             "assumption; the rest is simulated."
         ]
+        if self.unquantized:
+            notes.append(
+                f"{self.unquantized:.0%} of the parameters are experts in 3-D tensors. "
+                "bitsandbytes quantizes linear layers alone, so these keep their dtype."
+            )
         emulating = sorted(gpu.name for gpu in gpus if gpu.cuda and not gpu.bf16)
         if emulating:
             notes.append(
@@ -183,7 +193,16 @@ def fits(
             remedy = search.advice(gpu) if advice else ((), ())
             rows.append(Fit(gpu, method, memory, overhead.of(memory.peak), *largest, *remedy))
     rows.sort(key=lambda row: chosen.index(row.gpu))
-    return Fits(tuple(rows), overhead)
+    quantizes = any(method in ("qlora", "int8") for method in wanted)
+    return Fits(tuple(rows), overhead, _share_of_experts(config) if quantizes else 0.0)
+
+
+def _share_of_experts(config: PretrainedConfig) -> float:
+    """Return the share of a mixture's parameters that are 3-D tensors; 0 for other models."""
+    if not getattr(config.get_text_config(), "num_experts_per_tok", None):
+        return 0.0
+    parameters = list(build_empty(config).parameters())
+    return sum(p.numel() for p in parameters if p.dim() == 3) / sum(p.numel() for p in parameters)
 
 
 def _several(gpus: Any) -> list[Any]:
