@@ -277,6 +277,7 @@ def test_prompts_keep_their_parts() -> None:
         ({"instruction": "Hi", "topic": "x"}, "missing_column", "output"),
         ({"a": 1, "b": [2.0]}, "unknown_format", "'b'"),
         ({"text": "Hi", "role": "x", "parent_id": None}, "unknown_format", "parent_id"),
+        ({}, "unknown_format", "without a column"),
     ],
 )
 def test_columns_that_do_not_make_a_dataset(row: dict, code: str, words: str) -> None:

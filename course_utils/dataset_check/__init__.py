@@ -146,6 +146,8 @@ def _check_split(split: Split, place: int, repeats: Repeats, settings: _Settings
     _note_tokens(waiting, tokens, found)
     if not count:
         found.add("empty_dataset")
+    elif not columns:
+        found.add("unknown_format", example="rows without a column")
     texts = [] if form.chat else form.source.values()
     as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
     if as_json:
