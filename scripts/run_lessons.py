@@ -38,6 +38,7 @@ from course_utils.files import write_whole
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "lessons"
 COSTS = ROOT / "data" / "results" / "lessons.json"
+SCHEMA = 1
 LESSON_RAM = 3  # GiB; no lesson takes more
 PAUSE = 1.0  # seconds between two readings of a lesson's memory
 CELL_LIMIT = 1800  # seconds; a lesson on a real model may train for a while
@@ -229,7 +230,11 @@ def record(
     outcomes: list[Outcome], calibrated: float, jobs: int, machine: hardware.Machine
 ) -> None:
     """Write what the lessons took, all of one run."""
+    from course_utils.compare.inputs import environment  # torch, which no other use needs
+
     found = {
+        "schema": SCHEMA,
+        "versions": environment()["versions"],
         "device": described_machine(machine),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "jobs": jobs,

@@ -8,7 +8,7 @@ import pytest
 
 from course_utils import compare
 from course_utils.compare.inputs import load_inputs, model_fingerprint
-from course_utils.paths import DATA, POCKET_MODEL
+from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 
 RESULTS = DATA / "results"
 RECORD = RESULTS / "comparison"
@@ -76,3 +76,13 @@ def test_a_sweep_is_that_of_its_file(name: str) -> None:
         }
         best = min(validation, key=validation.get)
         assert min(validation) < best < max(validation), (method, validation)
+
+
+def test_the_cost_of_every_lesson_is_on_record() -> None:
+    """`make run` holds a lesson's time against it; a laptop has to bear the memory."""
+    found = json.loads((RESULTS / "lessons.json").read_text())
+    lessons = {path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    assert found["lessons"].keys() == lessons
+    assert all(cost["seconds"] > 0 for cost in found["lessons"].values())
+    assert max(cost["peak_mib"] for cost in found["lessons"].values()) < 3 * 1024
+    assert found["calibration_seconds"] > 0 and found["jobs"] in (1, 2)

@@ -108,10 +108,14 @@ def _loss(model: nn.Module, plan: Plan) -> torch.Tensor:
     if plan.fused:
         batch["fused_lm_head"] = True
     if plan.autocast is None:
-        return model(**batch).loss
-    with torch.autocast("cpu", plan.autocast):
         output = model(**batch)
-    return convert_to_fp32(output).loss  # accelerate does so after a forward pass in half precision
+    else:
+        with torch.autocast("cpu", plan.autocast):
+            output = model(**batch)
+        output = convert_to_fp32(output)  # as accelerate, after a forward pass in half precision
+    if plan.fused:  # SFTTrainer makes its loss itself, without what a method of PEFT adds to it
+        return -output.log_probs.sum() / tokens.numel()
+    return output.loss
 
 
 def _trained(model: nn.Module) -> Any:
