@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +169,8 @@ def test_make_data_that_is_killed_leaves_no_file_cut_off(
 
 
 def load_for_ever(cache: Path) -> None:
+    # The lock of progress bars is shared by forked processes: a kill must not leave it taken.
+    datasets.utils.tqdm.set_lock(threading.RLock())
     datasets.config.HF_DATASETS_CACHE = cache
     while True:
         data.load("tickets", "train", form="messages")
