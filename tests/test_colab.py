@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,11 @@ from course_utils import colab, hardware
 from course_utils.doctor import TORCHAO_MINIMUM
 from course_utils.paths import COURSE_ROOT
 
-pip = pytest.importorskip("pip", reason="this environment has no pip: python -m ensurepip")
+# Found, not imported: before Python 3.12, a process that has imported pip cannot import setuptools.
+try:
+    PIP = metadata.distribution("pip").locate_file("pip")
+except metadata.PackageNotFoundError:
+    pytest.skip("this environment has no pip: python -m ensurepip", allow_module_level=True)
 
 FREEZE = COURSE_ROOT / "tests" / "colab_freeze.txt"
 # A kernel as Colab's, beside the libraries of this environment.
@@ -97,7 +102,7 @@ def test_pip_finds_versions_that_go_with_what_colab_brings(tmp_path: Path) -> No
             folder.mkdir()
             text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
             (folder / "METADATA").write_text(text, encoding="utf-8")
-    (tmp_path / "pip").symlink_to(Path(pip.__file__).parent)
+    (tmp_path / "pip").symlink_to(str(PIP))
     (tmp_path / "held.txt").write_text("\n".join(held), encoding="utf-8")
     options = ["--dry-run", "--quiet", "--report", str(tmp_path / "report.json")]
     options += ["--constraint", str(tmp_path / "held.txt")]
