@@ -5,6 +5,7 @@ the package alone loads nothing heavy.
 """
 
 import logging
+import os
 import warnings
 
 # Library messages that ask nothing of a learner. bitsandbytes logs at import that an optional
@@ -16,3 +17,19 @@ warnings.filterwarnings(
 )
 
 __version__ = "0.1.0"
+
+SEED: int  # all that is random in the lessons starts from it; the variable COURSE_SEED changes it
+_SEEDS = range(1_000_001)
+
+
+def __getattr__(name: str) -> int:
+    # Read when it is asked for, so that a wrong value stops a lesson and not the doctor.
+    if name != "SEED":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    given = os.environ.get("COURSE_SEED") or "0"
+    if not given.isdecimal() or int(given) not in _SEEDS:
+        raise ValueError(
+            f"COURSE_SEED is {given!r}. Allowed is a whole number from {_SEEDS[0]} to "
+            f"{_SEEDS[-1]:,}. Without it the seed is 0, with which the lessons' outputs were made."
+        )
+    return int(given)

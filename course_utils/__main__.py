@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from typing import Any
 
@@ -262,7 +263,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code: 0 fine, 1 found something, 2 could not run."""
     options = build_parser().parse_args(arguments)
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # as in `doctor | head`: the reader has enough, and nothing is wrong
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for Python's own last flush
+        return 0
     except ImportError as error:
         print(f"{error}. The course's libraries are needed. Run: {INSTALL}", file=sys.stderr)
         return 2

@@ -170,7 +170,11 @@ def execute(path: Path) -> tuple[NotebookNode, int]:
     resources = {"metadata": {"path": str(path.parent)}}
     # A kernel warns of its sockets, which are open to this machine alone and signed with a key.
     client = NotebookClient(
-        notebook, timeout=CELL_LIMIT, resources=resources, extra_arguments=["--log-level=ERROR"]
+        notebook,
+        timeout=CELL_LIMIT,
+        resources=resources,
+        coalesce_streams=True,  # what comes in two pieces, by chance, is one output
+        extra_arguments=["--log-level=ERROR"],
     )
     peak = Peak(client)
     peak.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_a_wrong_call_shows_the_usage(
         main(arguments)
     assert stop.value.code == 2
     assert "usage: python -m course_utils" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough_is_no_fault(unbuffered: str) -> None:
+    """`memory --list | head -1` closes the pipe while there is more to print."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "course_utils", "memory", "--list"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("name", configs.shipped())

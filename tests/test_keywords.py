@@ -285,6 +285,42 @@ def test_a_name_that_is_gone_is_caught() -> None:
         Calls("from trl import setup_chat_format")
 
 
+def literal_seeds(source: str) -> list[str]:
+    """Return the calls and dictionaries that set a seed by a number of their own.
+
+    The text's own functions may take one: there the seed is what is compared.
+    """
+    tree = ast.parse(source)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    found = []
+    for node in ast.walk(tree):
+        values: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if name not in own:
+                values = [keyword.value for keyword in node.keywords if keyword.arg == "seed"]
+                values += node.args if name in ("set_seed", "manual_seed", "default_rng") else []
+        elif isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            values = [v for k, v in pairs if isinstance(k, ast.Constant) and k.value == "seed"]
+        if any(isinstance(value, ast.Constant) for value in values):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_seed_comes_from_the_one(path: Path) -> None:
+    """With COURSE_SEED=1 everything random has to change, or what was luck stays hidden."""
+    assert [seed for source in code_of(path) for seed in literal_seeds(source)] == []
+
+
+@pytest.mark.parametrize(
+    "source", ["set_seed(0)", "SFTConfig('x', seed=0)", "np.random.default_rng(1)", "{'seed': 0}"]
+)
+def test_a_seed_of_its_own_is_caught(source: str) -> None:
+    assert literal_seeds(source) == [source]
+
+
 def test_a_lesson_with_one_wrong_letter_is_caught() -> None:
     """The gate works on the notebooks as they are, not on snippets alone."""
     source = code_of(COURSE_ROOT / "notebooks" / "06_training_arguments.ipynb")[0]

@@ -334,3 +334,23 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     heavy = {"torch", "transformers", "pandas"}
     code = f"import sys, course_utils; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=COURSE_ROOT).returncode == 0
+
+
+def test_the_seed_is_in_one_place() -> None:
+    """COURSE_SEED changes it; a wrong one stops a lesson, and not the command that looks for it."""
+    code = "from course_utils import SEED; print(SEED)"
+
+    def run(seed: str, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=COURSE_ROOT,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"COURSE_SEED": seed},
+        )
+
+    assert [run(seed, "-c", code).stdout for seed in ("", "0", "7")] == ["0\n", "0\n", "7\n"]
+    for wrong in ("-1", "1.5", "one", "1000001"):
+        message = run(wrong, "-c", code).stderr
+        assert f"COURSE_SEED is '{wrong}'. Allowed is a whole number from 0 to 1,000,000" in message
+    assert run("one", "-m", "course_utils", "memory", "--list").returncode == 0

@@ -5,6 +5,8 @@ Here: that sound settings pass, that a check changes nothing, and what a stopped
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,20 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import IA3Config, LoraConfig, PeftConfig, PromptTuningConfig
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Trainer,
+    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -88,6 +98,32 @@ def test_how_much_is_trained_is_said_in_figures(tmp_path: Path) -> None:
     assert "(100.00%)" in report.about
     assert [(f.code, f.severity) for f in report.findings] == [("all_weights", "warning")]
     assert report.ok, "full fine-tuning is no error"
+
+
+class DropRanks(TrainerCallback):
+    """What AdaLoRA needs after each step."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kwargs["model"].base_model.update_and_allocate(state.global_step)
+
+
+def test_both_traps_of_adalora_are_found(tmp_path: Path) -> None:
+    """It trains without its callback and without its penalty, and no library says so."""
+    config = AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=3)
+    silent = trainer(tmp_path, copy.deepcopy(config))
+    found = check_trainer(silent)
+    assert [f.code for f in found.findings] == ["adalora_ranks", "adalora_penalty"]
+    assert found.ok, "it trains, if not as it was meant"
+    helped = trainer(tmp_path, copy.deepcopy(config), DropRanks())
+    assert [f.code for f in check_trainer(helped).findings] == ["adalora_penalty"]
+    plain = Trainer(
+        get_peft_model(AutoModelForCausalLM.from_pretrained(POCKET_MODEL), config),
+        TrainingArguments(str(tmp_path), use_cpu=True),
+        callbacks=[DropRanks()],
+    )
+    assert check_trainer(plain).findings == ()
+    no_penalty = trainer(tmp_path, dataclasses.replace(config, orth_reg_weight=0.0), DropRanks())
+    assert check_trainer(no_penalty).findings == ()
 
 
 def test_a_check_leaves_the_training_as_it_was(tmp_path: Path) -> None:

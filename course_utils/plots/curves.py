@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from course_utils.quantization import QuantizationReport
 
 
+class _PlainNumbers(LogFormatter):
+    """Labels 0.1, 1, 10, where LogFormatter writes 1e-01 beside 1."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def loss_curves(
     curves: Mapping[str, pd.Series],
     title: str = "Training loss",
@@ -94,8 +101,8 @@ def sweep(
     if "y" in log:
         axes.set_yscale("log")
         # Within a power of ten there would be one number at most.
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        axes.yaxis.set_major_formatter(_PlainNumbers())
+        axes.yaxis.set_minor_formatter(_PlainNumbers(minor_thresholds=(1, 0.4)))
     if len(settings) <= 8:  # as they were set, instead of powers of ten
         axes.set_xticks(settings, [f"{x:g}" for x in settings])
         axes.xaxis.set_minor_locator(NullLocator())

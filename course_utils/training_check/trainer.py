@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from datasets import Dataset
-from peft import PeftConfig, PeftModel
+from peft import AdaLoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
@@ -35,6 +35,7 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
             *setting_findings(trainer.args, config),
             *_unmatched(model, config),
             *_ranks(model),
+            *_adalora(trainer, config),
         ]
     else:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -93,6 +94,34 @@ def _ranks(model: nn.Module) -> Iterator[Finding]:
             f"({side} in {name}). Allowed, but of no use: with a rank of {side} an adapter can be "
             "any change of that layer.",
             "Lower r: 8 and 16 are usual.",
+            "warning",
+        )
+
+
+def _adalora(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
+    if not isinstance(config, AdaLoraConfig):
+        return
+    calls = [
+        type(one).on_optimizer_step.__code__.co_names for one in trainer.callback_handler.callbacks
+    ]
+    if not any("update_and_allocate" in names for names in calls):
+        yield finding(
+            "adalora_ranks",
+            "No callback's on_optimizer_step calls update_and_allocate: AdaLoRA then keeps "
+            f"init_r={config.init_r} ranks in every layer, and target_r={config.target_r} has no "
+            "effect. No trainer calls it, and none says so.",
+            "Add a callback with model.base_model.update_and_allocate(state.global_step), as "
+            "lesson 05 does.",
+            "warning",
+        )
+    # By name, so that a check of a plain Trainer need not import trl.
+    if config.orth_reg_weight and any(c.__name__ == "SFTTrainer" for c in type(trainer).__mro__):
+        yield finding(
+            "adalora_penalty",
+            f"SFTTrainer leaves out the penalty that orth_reg_weight={config.orth_reg_weight} asks "
+            "for: it makes the loss from log-probabilities, and AdaLoRA adds the penalty to the "
+            "model's own loss.",
+            "Train with Trainer, which takes the model's own loss; or do without the penalty.",
             "warning",
         )
 
