@@ -98,6 +98,7 @@ def sweep(
     settings = sorted({x for line in lines.values() for x in line.index})
     if "x" in log:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(_PlainNumbers())
     if "y" in log:
         axes.set_yscale("log")
         # Within a power of ten there would be one number at most.
