@@ -14,12 +14,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import ipykernel  # noqa: F401 - by which a notebook is known
 import pandas as pd
 import psutil
 import pytest
+import tqdm.notebook
 
 from course_utils import compare, data, plots
-from course_utils.compare import Experiment
+from course_utils.compare import Experiment, runner
 from course_utils.compare.results import usable
 from course_utils.compare.runner import RUNNING, jobs
 
@@ -298,3 +300,23 @@ def test_without_a_result_every_reader_says_what_to_run(tmp_path: Path) -> None:
         compare.table(tmp_path)
     with pytest.raises(ValueError, match="validation_loss"):
         compare.curves(tmp_path, "accuracy")
+
+
+def test_the_bar_of_a_notebook_shows_the_share_that_is_done(
+    experiments: list[Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook's bar has a length of its own, which an assigned total does not change."""
+    monkeypatch.setattr(runner, "tqdm", tqdm.notebook.tqdm)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    show = runner._Progress(2, True)
+    for steps in (20, 8):
+        show.start(runner.Job(experiments[0], 0, "key", {}))
+        show.step({"phase": "training"})
+        show.step({"step": 1, "steps": steps})
+        time.sleep(2 * show.over_steps.mininterval)  # tqdm draws no more often
+        show.step({"step": 5, "steps": steps})
+        text, bar, figures = show.over_steps.container.children
+        assert (bar.value, bar.max) == (5, steps)
+        assert "lora, seed 0" in text.value and f"5/{steps}" in figures.value
+        assert "training" in figures.value
+    show.close()

@@ -202,7 +202,8 @@ class _Progress:
 
     def step(self, message: dict[str, Any]) -> None:
         if self.bars and "step" in message:
-            self.over_steps.total = message["steps"]
+            if self.over_steps.total != message["steps"]:  # the bar's width, and its clock
+                self.over_steps.reset(total=message["steps"])
             self.over_steps.update(message["step"] - self.over_steps.n)
         elif self.bars and "phase" in message:
             self.over_steps.set_postfix_str(message["phase"])

@@ -153,6 +153,7 @@ def _run(
     trainer.remove_callback(PrinterCallback)
     tuned = trainer.model
     record["trainable_parameters"] = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    report({"phase": "training"})
     started = time.perf_counter()
     state = trainer.train()
     seconds = time.perf_counter() - started - trainer.evaluation_seconds
