@@ -317,6 +317,6 @@ def test_the_bar_of_a_notebook_shows_the_share_that_is_done(
         show.step({"step": 5, "steps": steps})
         text, bar, figures = show.over_steps.container.children
         assert (bar.value, bar.max) == (5, steps)
-        assert "lora, seed 0" in text.value and f"5/{steps}" in figures.value
-        assert "training" in figures.value
+        assert text.value.split() == ["lora,", "seed", "0:", f"{5 / steps:.0%}"]
+        assert f"5/{steps}" in figures.value and "training" in figures.value
     show.close()
