@@ -267,9 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # as in `doctor | head`: the reader has enough, and nothing is wrong
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # for Python's own last flush
+        # Python flushes once more when it ends; that goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ImportError as error:
         print(f"{error}. The course's libraries are needed. Run: {INSTALL}", file=sys.stderr)

@@ -101,10 +101,8 @@ def _ranks(model: nn.Module) -> Iterator[Finding]:
 def _adalora(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
     if not isinstance(config, AdaLoraConfig):
         return
-    calls = [
-        type(one).on_optimizer_step.__code__.co_names for one in trainer.callback_handler.callbacks
-    ]
-    if not any("update_and_allocate" in names for names in calls):
+    after_steps = [type(one).on_optimizer_step for one in trainer.callback_handler.callbacks]
+    if not any("update_and_allocate" in after.__code__.co_names for after in after_steps):
         yield finding(
             "adalora_ranks",
             "No callback's on_optimizer_step calls update_and_allocate: AdaLoRA then keeps "
