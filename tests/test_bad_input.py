@@ -29,7 +29,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, load_dataset
-from peft import LoraConfig
+from peft import AdaLoraConfig, LoraConfig
 from test_models import Hub, ask
 from transformers import (
     AutoModelForCausalLM,
@@ -83,7 +83,8 @@ def names() -> dict[str, Any]:
     return {
         "data": data, "modules": modules, "quantization": quantization, "torch": torch,
         "json": json, "Path": Path, "Dataset": Dataset, "load_dataset": load_dataset,
-        "LoraConfig": LoraConfig, "SFTConfig": sft_config, "BitsAndBytesConfig": BitsAndBytesConfig,
+        "LoraConfig": LoraConfig, "AdaLoraConfig": AdaLoraConfig, "SFTConfig": sft_config,
+        "BitsAndBytesConfig": BitsAndBytesConfig,
         "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
         "BertConfig": BertConfig, "T5Config": T5Config,
         "checked_arguments": quantization.checked_arguments,

@@ -107,7 +107,7 @@ def _adalora(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
             "adalora_ranks",
             "No callback's on_optimizer_step calls update_and_allocate: AdaLoRA then keeps "
             f"init_r={config.init_r} ranks in every layer, and target_r={config.target_r} has no "
-            "effect. No trainer calls it, and none says so.",
+            "effect. Allowed, but no longer AdaLoRA: no trainer makes that call, and none says so.",
             "Add a callback with model.base_model.update_and_allocate(state.global_step), as "
             "lesson 05 does.",
             "warning",
@@ -118,7 +118,7 @@ def _adalora(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
             "adalora_penalty",
             f"SFTTrainer leaves out the penalty that orth_reg_weight={config.orth_reg_weight} asks "
             "for: it makes the loss from log-probabilities, and AdaLoRA adds the penalty to the "
-            "model's own loss.",
+            "model's own loss. Allowed, and then nothing keeps P and Q near orthogonal.",
             "Train with Trainer, which takes the model's own loss; or do without the penalty.",
             "warning",
         )
