@@ -320,3 +320,5 @@ def test_the_bar_of_a_notebook_shows_the_share_that_is_done(
         assert text.value.split() == ["lora,", "seed", "0:", f"{5 / steps:.0%}"]
         assert f"5/{steps}" in figures.value and "training" in figures.value
     show.close()
+    assert show.over_runs.container.comm is not None
+    assert show.over_steps.container.comm is None, "the bar over steps goes when all is done"

@@ -220,6 +220,7 @@ class _Progress:
 
     def close(self) -> None:
         if self.bars:
+            self.over_steps.total = self.over_steps.n  # a notebook keeps a bar that is not full
             self.over_steps.close()
             self.over_runs.close()
 
