@@ -39,9 +39,10 @@ test: $(TEST_READY) lint  ## Run every test, the notebooks among them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env \
 		--every-notebook -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
+# By groups, so that no lesson runs beside itself.
 test-long: $(TEST_READY)  ## Run the repetitions: 20 kills of each kind, 10,000 odd inputs (REPEAT=10 for lessons)
 	@REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
-		--dist worksteal $(if $(NB),-k lesson_$(NB))
+		--dist loadgroup $(if $(NB),-k lesson_$(NB))
 
 lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks

@@ -27,13 +27,24 @@ LESSONS = [path.name[:2] for path in run_lessons.lessons()]
 QUICK = ("01", "02", "04")
 
 
+def not_beside_itself(lesson: str) -> pytest.MarkDecorator:
+    """Return the mark that keeps a lesson's cases in one worker: they write to the same folders."""
+    return pytest.mark.xdist_group(f"lesson_{lesson}")
+
+
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("lesson", LESSONS if REPEAT else QUICK, ids="lesson_{}".format)
+@pytest.mark.parametrize(
+    "lesson",
+    [
+        pytest.param(lesson, id=f"lesson_{lesson}", marks=not_beside_itself(lesson))
+        for lesson in (LESSONS if REPEAT else QUICK)
+    ],
+)
 def test_each_cell_of_a_lesson_twice(lesson: str) -> None:
     """A second run of a cell fails as little as the first, and no adapter comes on another."""
     (path,) = run_lessons.lessons(lesson)
@@ -52,7 +63,9 @@ def test_each_cell_of_a_lesson_twice(lesson: str) -> None:
 @pytest.mark.parametrize(
     ("lesson", "time"),
     [
-        pytest.param(lesson, time, id=f"lesson_{lesson}, time {time}")
+        pytest.param(
+            lesson, time, id=f"lesson_{lesson}, time {time}", marks=not_beside_itself(lesson)
+        )
         for lesson in LESSONS
         for time in range(2, REPEAT + 1)
     ],
