@@ -33,11 +33,7 @@ def generate(
         raise ValueError(
             "No prompts were given. generate() needs at least one string: pass a list."
         )
-    if tokenizer.pad_token is None:
-        raise ValueError(
-            "The tokenizer has no pad token, which a batch of prompts needs. "
-            "Set one first: tokenizer.pad_token = tokenizer.eos_token is enough for generation."
-        )
+    _require_pad_token(tokenizer)
     prompts = list(prompts)  # a dataset's column is slow to index
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -111,10 +107,11 @@ def token_loss(
     of like length share a batch, which leaves little padding.
 
     Raises:
-        ValueError: if there is no text, or no text has two tokens.
+        ValueError: if there is no text, no text has two tokens, or the tokenizer has no pad token.
     """
     if not texts:
         raise ValueError("No texts were given. Pass a list with at least one text.")
+    _require_pad_token(tokenizer)
     texts = sorted(texts, key=len, reverse=True)  # if memory runs out, it does so at once
     total, count = 0.0, 0
     with _evaluating(model):
@@ -128,6 +125,7 @@ def token_loss(
                 max_length=max_length,
             ).to(model.device)
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            labels[:, 0] = -100  # behind peft's virtual tokens the first would be predicted too
             targets = int((labels[:, 1:] != -100).sum())
             if targets:
                 total += float(model(**batch, labels=labels).loss) * targets
@@ -196,6 +194,14 @@ def json_record(text: str) -> dict[str, object] | None:
     except (json.JSONDecodeError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _require_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            "The tokenizer has no pad token, which a batch of texts needs. "
+            "Set one first: tokenizer.pad_token = tokenizer.eos_token is enough here."
+        )
 
 
 def _same_length(predictions: Sequence[str], references: Sequence[str]) -> None:

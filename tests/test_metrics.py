@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_utils import metrics
@@ -71,6 +71,18 @@ def test_token_loss_weighs_tokens_and_not_texts(model, tokenizer) -> None:
     assert metrics.perplexity(model, tokenizer, TEXTS) == pytest.approx(
         math.exp(total / count), rel=1e-4
     )
+
+
+def test_token_loss_of_the_same_tokens_behind_a_soft_prompt(tokenizer) -> None:
+    """peft puts virtual tokens before a text; its first token must not become one more target."""
+    base = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    model.eval()
+    ids = tokenizer(TEXTS[1], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 4:-1]
+    expected = float(torch.nn.functional.cross_entropy(logits, ids[0, 1:]))
+    assert metrics.token_loss(model, tokenizer, TEXTS[1:2]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("texts", [[], ["."]])
