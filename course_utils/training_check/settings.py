@@ -36,10 +36,10 @@ def _whole(value: Any) -> bool:
 # torch has words of its own for a learning rate below 0, peft for a rank below 1.
 ARGUMENTS = {
     "learning_rate": Range(
-        lambda rate: _number(rate) and rate != 0 and not rate > 1,
-        "a number above 0 and at most 1",
-        "At 0 no weight moves; above 1 AdamW moves each by more than 1 a step, which destroys "
-        "the model. Usual are 2e-4 for LoRA and 2e-5 for all weights of a large model.",
+        lambda rate: _number(rate) and rate != 0 and not rate > 10,
+        "a number above 0 and at most 10",
+        "At 0 no weight moves; above 10 AdamW moves each by more than 10 a step, which "
+        "destroys the model. Usual are 2e-4 for LoRA and 2e-5 for all weights of a large model.",
     ),
     "gradient_accumulation_steps": Range(_whole, "a whole number from 1 on", "1 is the default."),
     "max_length": Range(
