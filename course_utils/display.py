@@ -58,7 +58,8 @@ class TokenMask:
                 "token: pass both from the same row of a batch."
             )
         pad = tokenizer.pad_token_id
-        kept = [(i, mark) for i, mark in zip(ids, marks, strict=True) if i != pad]
+        # Where the pad token is the end token too, one that carries a loss is no padding.
+        kept = [(i, mark) for i, mark in zip(ids, marks, strict=True) if i != pad or mark]
         return cls(tuple(tokenizer.decode([i]) for i, _ in kept), tuple(mark for _, mark in kept))
 
     def __repr__(self) -> str:

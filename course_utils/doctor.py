@@ -18,8 +18,11 @@ from course_utils.hardware import Machine, detect, recommend, runtime_requiremen
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 
 INSTALL = "pip install -r requirements.txt -c constraints.txt"
-# Without these no lesson runs; the others are needed here and there.
-ESSENTIAL = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "pandas", "numpy"}
+# Without one of these most lessons stop at their imports; the others are needed here and there.
+ESSENTIAL = {
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "pandas", "numpy",
+    "bitsandbytes", "matplotlib",
+}  # fmt: skip
 TORCHAO_MINIMUM = Version("0.16")  # below it, peft refuses to make any adapter
 RAM_NEEDED, DISK_NEEDED = 3, 2  # GiB, for the pocket model
 
@@ -71,8 +74,9 @@ class Diagnosis:
 def examine() -> Diagnosis:
     """Return the diagnosis of this machine. Nothing is raised: what is broken is a FAIL line."""
     machine = detect()
-    checks = [_python(), *_libraries(), *_torchao(), _device(machine), *_four_bit(machine)]
-    return Diagnosis(machine, (*checks, *_resources(machine), *_files(), *_folder()))
+    checks = [_python(), *_libraries(), *_torchao(), _device(machine), *_gpus(machine)]
+    checks += [*_four_bit(machine), *_resources(machine), *_files(), *_folder()]
+    return Diagnosis(machine, tuple(checks))
 
 
 def _python() -> Check:
@@ -124,13 +128,26 @@ def _device(machine: Machine) -> Check:
     return Check("device", "OK", detail)
 
 
+def _gpus(machine: Machine) -> Iterator[Check]:
+    if machine.gpus > 1:
+        detail = (
+            f"{machine.gpus} at once: SFTTrainer refuses to train, Trainer multiplies the batch"
+        )
+        fix = (
+            "set CUDA_VISIBLE_DEVICES=0 before Python starts (in a notebook: restart the kernel, "
+            'and run os.environ["CUDA_VISIBLE_DEVICES"] = "0" before all else); to train a script '
+            "on all of them, start it with torchrun or accelerate launch"
+        )
+        yield Check("GPUs", "WARN", detail, fix)
+
+
 def _four_bit(machine: Machine) -> Iterator[Check]:
     if "mend_bitsandbytes" in machine.four_bit:
         detail = "bitsandbytes trains 4-bit models wrongly on this CPU once they were evaluated"
         fix = "call hardware.mend_bitsandbytes() before loading one, as the lessons do"
         yield Check("4-bit", "WARN", detail, fix)
     elif machine.four_bit.startswith("not available"):
-        fix = f"{INSTALL}, or leave the 4-bit lessons out"
+        fix = f"{INSTALL}, if bitsandbytes is missing; else leave out what trains in 4 bits"
         yield Check("4-bit", "WARN", machine.four_bit, fix)
     else:
         yield Check("4-bit", "OK", machine.four_bit)

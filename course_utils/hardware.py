@@ -35,7 +35,8 @@ class Machine:
 
     `device` is "cuda", "mps" or "cpu"; `memory` is the accelerator's, or the machine's on "cpu", in
     GiB, as are `ram` and `disk` (free). `bf16` is True only where the hardware itself computes in
-    bfloat16: a T4, which emulates it, reads False. `problem` says why torch could not be asked.
+    bfloat16: a T4, which emulates it, reads False. `gpus` is how many CUDA GPUs torch sees; the
+    facts are the first one's. `problem` says why torch could not be asked.
     """
 
     device: str
@@ -43,6 +44,7 @@ class Machine:
     memory: float
     bf16: bool
     capability: tuple[int, int] | None = None
+    gpus: int = 0
     cores: int = 1
     ram: float = 0.0
     disk: float = 0.0
@@ -57,6 +59,7 @@ class Machine:
         rows = [
             ("device", f"{self.device} ({self.name})"),
             ("memory", f"{self.memory:.0f} GiB"),
+            ("GPUs", f"{self.gpus}, of which this is the first" if self.gpus > 1 else ""),
             ("compute capability", capability),
             ("bfloat16 in hardware", "yes" if self.bf16 else "no"),
             ("4-bit", self.four_bit),
@@ -232,6 +235,7 @@ def _cuda(torch: Any, shared: dict[str, Any]) -> Machine:
         # torch.cuda.is_bf16_supported() says yes for emulation as well.
         bf16=capability >= (8, 0),
         capability=capability,
+        gpus=torch.cuda.device_count(),
         four_bit="bitsandbytes on CUDA" if _installed("bitsandbytes") else "not available",
         attention=tuple(attention),
         **shared,

@@ -139,14 +139,18 @@ def train(config: PretrainedConfig, method: str, options: argparse.Namespace) ->
             report_to="none",
             disable_tqdm=True,
         )
-        SFTTrainer(
+        trainer = SFTTrainer(
             model,
             args=arguments,
             train_dataset=Dataset.from_dict({"input_ids": rows}),
             processing_class=AutoTokenizer.from_pretrained(POCKET_MODEL),
             peft_config=None if method == "full" else adapter(),
             callbacks=[meter],
-        ).train()
+        )
+        try:
+            trainer.train()
+        finally:
+            meter.let_go()  # else it stays on after an error, and keeps the model
     return meter.memory
 
 

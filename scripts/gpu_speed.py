@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,15 +40,12 @@ from trl import SFTConfig, SFTTrainer
 from course_utils.hardware import mend_bitsandbytes
 from course_utils.memory import predict
 from course_utils.paths import POCKET_MODEL
+from course_utils.throughput import PEAKS, flops_per_token
 
 METHODS = ("full", "lora", "qlora")
 RECIPES = ("copied", "recommended")
 GOAL = 5.0  # times the copied recipe's tokens per second
 WARM_UP = 2  # steps that are not counted
-# Dense bfloat16 peak without sparsity, in FLOP/s, from the makers' data sheets.
-PEAKS = {
-    "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
-}  # fmt: skip
 
 
 class StepTimes(TrainerCallback):
@@ -130,15 +128,13 @@ def rows(config: PretrainedConfig, count: int, longest: int) -> Dataset:
     )
 
 
-def flops_per_token(config: PretrainedConfig, parameters: int, method: str) -> float:
-    """Return the arithmetic of a trained token: 6 N, or 4 N where the weights are frozen.
+def peak(gpu: str) -> float | None:
+    """Return the dense 16-bit peak of the GPU that torch calls so, in FLOP/s; None if not known.
 
-    N counts the weights that multiply: a forward takes 2 N, the gradient of the inputs 2 N, that of
-    the weights 2 N more (Kaplan et al. 2020, section 2.1). Attention's own products are left out.
+    Whole words are compared: an L40 is no L4, and an H100 PCIe not the faster "H100 80GB".
     """
-    embeddings = config.vocab_size * config.hidden_size
-    multiplied = parameters - (0 if config.tie_word_embeddings else embeddings)
-    return (6 if method == "full" else 4) * multiplied
+    words = set(re.findall(r"\w+", gpu))
+    return next((flops for name, flops in PEAKS.items() if words.issuperset(name.split())), None)
 
 
 def measure(name: str, method: str, recipe: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -149,7 +145,6 @@ def measure(name: str, method: str, recipe: str, options: argparse.Namespace) ->
     checkpointing = recipe == "recommended" and needs_checkpointing(config, method, options)
     dtype = torch.float32 if recipe == "copied" else torch.bfloat16
     model = gpu_memory.random_model(config, method, options.device, dtype)
-    parameters = model.num_parameters()
     times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
@@ -181,8 +176,11 @@ def measure(name: str, method: str, recipe: str, options: argparse.Namespace) ->
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
     }  # fmt: skip
     if cuda:
-        peak = next((p for chip, p in PEAKS.items() if chip in torch.cuda.get_device_name()), None)
-        case["share_of_peak"] = peak and rate * flops_per_token(config, parameters, method) / peak
+        adapters = 0 if method == "full" else trainer.get_num_trainable_parameters()
+        # Attention's own products are left out: packed rows hold texts of many lengths.
+        flops = flops_per_token(config, method, length=1, adapter_parameters=adapters)
+        fastest = peak(torch.cuda.get_device_name())
+        case["share_of_peak"] = fastest and rate * flops / fastest
     return case
 
 
@@ -201,7 +199,10 @@ def one(options: argparse.Namespace) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure every case in a process of its own, print ratios, and write the results."""
+    """Measure every case in a process of its own, print ratios, and write the results.
+
+    A case that fails is noted, and the others are measured; the exit code is 1 then.
+    """
     if gpu_memory.lacks_gpu(options):
         return 2
     numbers = {"steps": options.steps, "rows": options.rows, "length": options.length}
@@ -212,15 +213,17 @@ def run(options: argparse.Namespace) -> int:
         for method in METHODS:
             for recipe in RECIPES:
                 command = [sys.executable, __file__, *shared, "--one", name, method, recipe]
-                done = subprocess.run(
-                    list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True
-                )
-                cases.append(json.loads(done.stdout.splitlines()[-1]))
+                done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+                if done.returncode:
+                    case = {"shape": name, "method": method, "recipe": recipe}
+                    cases.append(case | {"failed": f"its process ended with {done.returncode}"})
+                else:
+                    cases.append(json.loads(done.stdout.splitlines()[-1]))
                 print(describe(cases[-1]), flush=True)
             print(f"{name} {method}: {ratio(cases[-2], cases[-1])}", flush=True)
     config = {**numbers, "seed": 42, "goal": GOAL}
     print(f"written: {gpu_memory.write('gpu_speed', cases, options, config)}")
-    return 0
+    return 1 if any("failed" in case for case in cases) else 0
 
 
 def describe(case: dict[str, Any]) -> str:
@@ -228,18 +231,20 @@ def describe(case: dict[str, Any]) -> str:
     head = f"{case['shape']:>6} {case['method']:>5} {case['recipe']:11}"
     if "out_of_memory" in case:
         return f"{head} out of memory: {case['out_of_memory']}"
+    if "failed" in case:
+        return f"{head} failed: {case['failed']}"
     parts = [f"{case['tokens_per_second']:,.0f} tokens/s"]
     if case["peak_bytes"]:
         parts.append(f"peak {case['peak_bytes'] / 2**30:.1f} GiB")
     if case.get("share_of_peak"):
-        parts.append(f"{case['share_of_peak']:.1%} of the chip's bfloat16 peak")
+        parts.append(f"{case['share_of_peak']:.1%} of the chip's 16-bit peak")
     return f"{head} {', '.join(parts)}"
 
 
 def ratio(copied: dict[str, Any], recommended: dict[str, Any]) -> str:
     """Return how much faster the recommended recipe is, in words."""
-    if "out_of_memory" in copied or "out_of_memory" in recommended:
-        return "no ratio, as one recipe ran out of memory"
+    if "tokens_per_second" not in copied or "tokens_per_second" not in recommended:
+        return "no ratio, as one recipe could not be measured"
     times = recommended["tokens_per_second"] / copied["tokens_per_second"]
     return f"recommended / copied = {times:.1f} (goal {GOAL:.0f})"
 

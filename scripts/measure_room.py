@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,22 @@ class Learner:
         return share
 
     def work(self, start: threading.Barrier) -> None:
-        """Start the kernel, wait for the others, and run the lesson."""
-        with self.client.setup_kernel():
-            self.process = psutil.Process(self.client.km.provisioner.pid)
-            start.wait()
-            started = time.perf_counter()
-            for i, cell in enumerate(self.client.nb.cells):
-                self.client.execute_cell(cell, i)
-            self.seconds = time.perf_counter() - started
+        """Start the kernel, wait for the others, and run the lesson.
+
+        Raises:
+            threading.BrokenBarrierError: if another learner's kernel did not start.
+        """
+        try:
+            with self.client.setup_kernel():
+                self.process = psutil.Process(self.client.km.provisioner.pid)
+                start.wait()
+                started = time.perf_counter()
+                for i, cell in enumerate(self.client.nb.cells):
+                    self.client.execute_cell(cell, i)
+                self.seconds = time.perf_counter() - started
+        except BaseException:
+            start.abort()  # else the others would wait for this one for ever
+            raise
 
 
 @dataclass
@@ -96,7 +104,6 @@ class Room:
 
     learners: list[Learner]
     peak: int = 0
-    failures: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         """Run the lesson with all learners at once.
@@ -110,15 +117,15 @@ class Room:
             while not all(one.done() for one in work):
                 self.peak = max(self.peak, sum(learner.read() for learner in self.learners))
                 time.sleep(PAUSE)
-            try:
-                for one in work:
-                    one.result()
-            except Exception as error:
-                raise RuntimeError(
-                    f"The lesson failed for one of {len(work)} learners. Run it alone with `make "
-                    "run NB=<number>`; if it passes there, memory was short.\n"
-                    f"{strip_ansi(str(error))}"
-                ) from error
+        errors = [error for one in work if (error := one.exception()) is not None]
+        if errors:
+            # Those who waited for a kernel that did not start have nothing to tell.
+            error = min(errors, key=lambda one: isinstance(one, threading.BrokenBarrierError))
+            raise RuntimeError(
+                f"The lesson failed for one of {len(work)} learners. Run it alone with `make "
+                "run NB=<number>`; if it passes there, memory was short.\n"
+                f"{strip_ansi(str(error))}"
+            ) from error
 
 
 def seat(lesson: Path, folder: Path) -> Learner:

@@ -43,7 +43,8 @@ SYSTEMS = {
     "linux": (
         "x86_64",
         "x86_64-manylinux_2_28",
-        ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
+        # All of them, as pip takes a tag that it is given for itself alone.
+        (*(f"manylinux_2_{n}_x86_64" for n in range(28, 16, -1)), "manylinux2014_x86_64"),
     ),
     "macos": ("arm64", "aarch64-apple-darwin", (f"macosx_{MACOS.replace('.', '_')}_arm64",)),
     "windows": ("x86_64", "x86_64-pc-windows-msvc", ("win_amd64",)),

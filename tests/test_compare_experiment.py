@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from course_utils import compare
+from course_utils import compare, hardware
 from course_utils.compare import Experiment, build
-from course_utils.compare.inputs import load_inputs
+from course_utils.compare.inputs import environment, load_inputs
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
 
@@ -78,6 +80,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"peft": {"r": 8}}, "peft_type is missing"),
         ({"peft": LORA | {"rank": 8}}, "rank"),
         ({"training": {"warmup_ratio": 0.03}}, "warmup_ratio"),
+        # Of both names transformers takes the new one, which the comparison sets.
+        ({"training": {"gradient_checkpointing": True}}, "write activation_checkpointing"),
         ({"training": {"lr_scheduler_type": "cosinus"}}, "cosinus"),
         ({"training": {"seed": 5}}, "seed cannot be set"),
         ({"peft": LORA, "quantization": {"bnb_4bit_quanttype": "nf4"}}, "no bnb_4bit_quanttype"),
@@ -125,6 +129,28 @@ def test_chosen_takes_a_file_or_methods_but_not_both(tmp_path: Path) -> None:
     assert [e.name for e in compare.chosen(methods=["ia3", "full"])] == ["ia3", "full"]
     with pytest.raises(ValueError, match="Leave one out"):
         compare.chosen(file, ["full"])
+
+
+@pytest.mark.parametrize(("rates", "said"), [([None], ""), ([None, 0.02], "0.02")])
+def test_a_table_without_a_learning_rate_is_shown(rates: list[float | None], said: str) -> None:
+    """It is optional, and the table comes when all runs are done."""
+    names = [f"e{i}" for i in range(len(rates))]
+    columns = {"method": names, "learning rate": rates, "seeds": 1, "failed": "1 crashed"}
+    first, *rest = compare.shown(pd.DataFrame(columns, index=names)).splitlines()[1:]
+    assert first.split() == ["e0", "1", "1", "crashed"]
+    assert all(said in line for line in rest)
+
+
+def test_where_there_is_no_cuda_the_device_is_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a Mac the training runs there too, whatever GPU it has."""
+    apple = hardware.Machine("mps", "Apple GPU", 16, bf16=False)
+    monkeypatch.setattr(hardware, "detect", lambda: apple)
+    assert environment()["device"].startswith(f"CPU ({platform.machine()}), ")
+    card = hardware.Machine("cuda", "NVIDIA L4", 22, bf16=True)
+    monkeypatch.setattr(hardware, "detect", lambda: card)
+    assert environment()["device"] == "NVIDIA L4"
 
 
 def test_own_data_is_read_and_its_fingerprint_follows_its_rows(tmp_path: Path) -> None:

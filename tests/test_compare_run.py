@@ -7,23 +7,27 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import ipykernel  # noqa: F401 - by which a notebook is known
 import pandas as pd
 import psutil
 import pytest
 import tqdm.notebook
+from transformers import AutoTokenizer
 
 from course_utils import compare, data, plots
-from course_utils.compare import Experiment, runner
+from course_utils.compare import Experiment, runner, worker
 from course_utils.compare.results import usable
 from course_utils.compare.runner import RUNNING, jobs
+from course_utils.paths import POCKET_MODEL
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
 SHORT = {"train_rows": 64, "test_rows": 4}
@@ -300,6 +304,53 @@ def test_without_a_result_every_reader_says_what_to_run(tmp_path: Path) -> None:
         compare.table(tmp_path)
     with pytest.raises(ValueError, match="validation_loss"):
         compare.curves(tmp_path, "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [(None, "0"), ("", ""), ("1", "1"), ("1,0", "1"), ("GPU-8a,GPU-9b", "GPU-8a")],
+)
+def test_a_worker_sees_one_gpu_and_finds_the_course(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, seen: str
+) -> None:
+    """On Colab the package is on sys.path alone; of two GPUs Trainer would take both."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    variables = runner._variables()
+    assert variables["CUDA_VISIBLE_DEVICES"] == seen
+    (tmp_path / "mine.py").touch()
+    # -S leaves out where packages are installed.
+    code = [sys.executable, "-S", "-c", "import course_utils.paths, mine"]
+    subprocess.run(code, cwd=tmp_path, env=variables, check=True)
+
+
+def test_a_tokenizer_without_a_pad_token_is_given_one(few: str, tmp_path: Path) -> None:
+    """As of Llama 3 or GPT-2; the first batch is padded before a trainer is there to do it."""
+    model = shutil.copytree(POCKET_MODEL, tmp_path / "model")
+    file = model / "tokenizer_config.json"
+    written = json.loads(file.read_text(encoding="utf-8"))
+    del written["pad_token"]
+    file.write_text(json.dumps(written), encoding="utf-8")
+    assert AutoTokenizer.from_pretrained(model).pad_token is None
+    experiment = Experiment(
+        "bare", LORA, training=QUICK | {"max_steps": 2}, data=few, model=str(model), **SHORT
+    )
+    result = worker.execute(experiment, 0, tmp_path / "run", lambda message: None)
+    assert result["status"] == "ok", result["reason"]
+    assert result["forgetting"]["before"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux counts")
+def test_the_peak_of_a_process_is_not_that_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child of a large process begins with its figure: the kernel keeps it."""
+    import resource
+
+    large = SimpleNamespace(ru_maxrss=2**40)
+    monkeypatch.setattr(resource, "getrusage", lambda who: large)
+    assert psutil.Process().memory_info().rss / 2 < worker._process_peak() < 2**40
 
 
 def test_the_bar_of_a_notebook_shows_the_share_that_is_done(

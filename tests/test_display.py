@@ -43,6 +43,17 @@ def test_a_mask_shows_as_brackets_and_as_marked_html(tokenizer) -> None:
     assert f"{trained} of {len(prompt) + trained} tokens carry a loss" in mask._repr_html_()
 
 
+def test_an_end_token_that_pads_as_well_is_shown_where_it_is_trained() -> None:
+    """Many tokenizers have one for both: a mask must show that a model learns to end."""
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+    tokenizer.pad_token = tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    first, second = tokenizer("a b")["input_ids"]
+    mask = TokenMask.decode(tokenizer, [first, second, end, end], [-100, second, end, -100])
+    assert mask.trained == (False, True, True)
+    assert repr(mask) == "a[ b][<|end|>]"
+
+
 def test_a_label_too_few_is_an_error(tokenizer) -> None:
     """A mask shifted by one looks right and is wrong."""
     with pytest.raises(ValueError, match="3 tokens and 2 labels"):

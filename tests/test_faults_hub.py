@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
@@ -149,3 +150,18 @@ def test_weights_that_break_off_are_not_taken_for_whole(hub, tmp_path: Path) -> 
     hub.drops["model.safetensors"] = 1
     assert load(hub, tmp_path) == {"parameters": 3_737_856}
     assert all(whole_files(tmp_path).values()) and "model.safetensors" in whole_files(tmp_path)
+
+
+def test_lesson_10_goes_online_where_make_lab_began_offline(hub, tmp_path: Path) -> None:
+    """Its cell that switches to a real model, with the name of one that has to be fetched."""
+    path = COURSE_ROOT / "notebooks" / "10_scale_up.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    (cell,) = (cell.source for cell in cells if cell.source.startswith('CHOICE = ""'))
+    switch = cell.partition("here = ")[0].replace('CHOICE = ""', 'CHOICE = "nobody/pocket"')
+    code = (
+        "import os\nimport huggingface_hub\nimport transformers\nfrom course_utils import models\n"
+    )
+    code += f"{switch}\ntransformers.AutoModelForCausalLM.from_pretrained(chosen.path)"
+    done = call(hub, tmp_path, "-c", code, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert whole_files(tmp_path).get("model.safetensors") is True

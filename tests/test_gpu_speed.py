@@ -6,11 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from course_utils.paths import COURSE_ROOT
+
+sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import gpu_speed
 
 SCRIPT = COURSE_ROOT / "scripts" / "gpu_speed.py"
 
@@ -44,6 +48,48 @@ def test_its_code_runs_without_a_gpu(tmp_path: Path) -> None:
     for case in result["cases"]:
         assert case["tokens_per_second"] > 0 and case["tokens"] > 0 and case["peak_bytes"] is None
     assert done.stdout.count("recommended / copied") == 3
+
+
+def test_a_case_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An hour of a GPU is not lost for the last case."""
+
+    def case(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        name, method, recipe = command[-3:]
+        if (method, recipe) == ("lora", "copied"):
+            return subprocess.CompletedProcess(command, 1, "")
+        measured = {"shape": name, "method": method, "recipe": recipe, "peak_bytes": None}
+        said = json.dumps(measured | {"tokens_per_second": 10.0})
+        return subprocess.CompletedProcess(command, 0, f"a word of a library\n{said}\n")
+
+    monkeypatch.setattr(gpu_speed.subprocess, "run", case)
+    command = ["--shape", "pocket", "--device", "cpu", "--out", str(tmp_path)]
+    assert gpu_speed.main(command) == 1
+    cases = json.loads((tmp_path / "gpu_speed.json").read_text())["cases"]
+    assert len(cases) == 6
+    assert [c["method"] for c in cases if "failed" in c] == ["lora"]
+    said = capsys.readouterr().out
+    assert said.count("recommended / copied") == 2 and said.count("no ratio") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA A10G", None),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GH200 480GB", None),
+        ("Tesla T4", 65e12),
+    ],
+)
+def test_a_gpu_is_known_by_its_whole_name(name: str, peak: float | None) -> None:
+    """A share of the peak of another chip looks right and is wrong."""
+    assert gpu_speed.peak(name) == peak
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,13 @@ def test_bf16_on_a_gpu_is_decided_by_its_capability(
     properties = SimpleNamespace(
         name=name, major=capability[0], minor=capability[1], total_memory=16 * 2**30
     )
-    torch = SimpleNamespace(cuda=SimpleNamespace(get_device_properties=lambda index: properties))
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(get_device_properties=lambda index: properties, device_count=lambda: 2)
+    )
     machine = hardware._cuda(torch, {})
     assert machine.bf16 is expected
     assert machine.memory == 16
+    assert machine.gpus == 2
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,36 @@ def test_a_missing_library_and_one_out_of_range(monkeypatch: pytest.MonkeyPatch)
     assert (by_name["peft"].status, by_name["trl"].status) == ("FAIL", "WARN")
     assert "requirements.txt" in by_name["peft"].fix
     assert not diagnosis.ok
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes", "matplotlib"])
+def test_what_the_lessons_import_at_the_top_is_essential(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Without them memory and plots cannot be imported, and nearly every lesson does."""
+    real = doctor.metadata.version
+
+    def version(asked: str) -> str:
+        if asked == name:
+            raise doctor.metadata.PackageNotFoundError(asked)
+        return real(asked)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    (check,) = [c for c in doctor.examine().checks if c.name == name]
+    assert check.status == "FAIL"
+    assert "requirements.txt" in check.fix
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_several_gpus_are_warned_of(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    """On Kaggle's two T4s SFTTrainer refuses to train, and Trainer takes twice the batch."""
+    machine = replace(T4, gpus=gpus)
+    monkeypatch.setattr(doctor, "detect", lambda: machine)
+    diagnosis = doctor.examine()
+    found = [check for check in diagnosis.checks if check.name == "GPUs"]
+    assert [check.status for check in found] == ["WARN"] * (gpus - 1)
+    assert all("CUDA_VISIBLE_DEVICES=0" in check.fix for check in found)
+    assert ("2, of which" in str(machine)) is (gpus == 2)
 
 
 def test_a_clone_without_weights_fails(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

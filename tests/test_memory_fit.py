@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from transformers import MixtralConfig
+from transformers import BitsAndBytesConfig, MixtralConfig
+from trl import SFTConfig
 
 from course_utils import configs
 from course_utils.memory import (
@@ -188,9 +189,25 @@ def test_the_first_change_makes_it_fit() -> None:
     assert not row.fits
     (change,) = row.changes
     assert change.name == "gradient checkpointing"
+    assert change.setting == "activation_checkpointing=True in SFTConfig"
+    assert "activation_checkpointing" in SFTConfig.__dataclass_fields__  # not the name of old
     assert change.saving == without - with_it > 0
     assert change.fits
     assert row.tried == ()
+
+
+def test_the_advice_for_8_bits_has_a_quantization_of_its_own() -> None:
+    """An 8-bit config that goes on into QLoRA is refused there, and with it the whole answer."""
+    eight = BitsAndBytesConfig(load_in_8bit=True)
+    bare = Overhead(0, 0)
+    sizes = {"batch_size": 1, "length": 256}
+    peaks = [predict(POCKET["model"], method, **sizes).peak for method in ("int8", "qlora")]
+    gpu = GPU("test", sum(peaks) / 2 / GIB, cuda=False)
+    options = sizes | {"quantization_config": eight}
+    row = fits(POCKET["model"], gpu, "int8", overhead=bare, advice=True, **options).rows[0]
+    assert not row.fits
+    assert [change.name for change in row.changes] == ["QLoRA"]
+    assert row.changes[0].saving == peaks[0] - peaks[1] > 0
 
 
 def test_several_changes_where_one_is_not_enough() -> None:
@@ -289,6 +306,17 @@ def test_sharded_against_the_formula(degree: int) -> None:
         }
         assert part.phases[phase]["temporaries"] >= int(gathered)
     assert part.settings["shards"] == degree
+
+
+def test_sharded_knows_of_embeddings_in_float32() -> None:
+    """prepare_model_for_kbit_training makes 4 bytes of the 2 that a weight outside layers has."""
+    options = {"length": 256, "prepare_for_kbit": True}
+    whole = predict("llama-3.2-1b", "qlora", **options)
+    part = sharded(whole, "llama-3.2-1b", 2)
+    outside = 4 * (128256 * 2048 + 2048)
+    load = whole.phases["load"]
+    gathered = outside + 2 / 16 * (load["weights"] - outside + load["adapters"])
+    assert part.phases["forward"]["temporaries"] >= int(gathered / 2)
 
 
 def test_sharded_on_one_gpu_changes_nothing() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import weakref
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from course_utils.paths import COURSE_ROOT
 
@@ -59,6 +62,29 @@ def test_the_unquantized_methods_run_too(script: ModuleType) -> None:
     )
     for method in ("full", "lora"):
         assert script.case("pocket", method, options)["ratio"] == pytest.approx(1, rel=0.001)
+
+
+def test_a_case_that_memory_does_not_suffice_for_leaves_nothing(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next case would be predicted and run under the meter of this one, beside its model."""
+    made = []
+
+    class Short(script.SFTTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            made.append(weakref.ref(self.model))
+            if self.state.global_step == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr(script, "SFTTrainer", Short)
+    options = argparse.Namespace(
+        device="cpu", batch_size=1, length=32, gradient_checkpointing=False
+    )
+    row = script.case("pocket", "lora", options)
+    assert row["out_of_memory"] == "CUDA out of memory"
+    assert not _get_current_dispatch_mode_stack()
+    assert len(made) == 2 and made[0]() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -364,7 +364,11 @@ def test_a_step_by_hand() -> None:
     first, second = tables
     assert tuple(second.phases) == PHASES
     assert first.phases["forward"]["optimizer state"] == 0
+    assert second.phases["load"]["optimizer state"] == 0
     assert second.phases["forward"]["optimizer state"] == size
+    assert all(sample.bytes["optimizer state"] == size for sample in second.timeline)
+    assert first.timeline[0].bytes["optimizer state"] == 0
+    assert first.timeline[-1].bytes["optimizer state"] == size
     assert second.phases["clip"]["gradients"] == size
     assert second.phases["forward"]["activations"] > 0
     assert second.phases["backward"]["logits and loss"] >= BATCH * LENGTH * 3072 * 4

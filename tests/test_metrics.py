@@ -115,6 +115,8 @@ def test_generate_refuses_what_it_cannot_do(model) -> None:
     tokenizer.pad_token = None
     with pytest.raises(ValueError, match=r"tokenizer\.pad_token"):
         metrics.generate(model, tokenizer, ["a"])
+    with pytest.raises(ValueError, match=r"tokenizer\.pad_token"):
+        metrics.token_loss(model, tokenizer, TEXTS)
 
 
 def test_forgetting_of_an_adapter(tokenizer) -> None:

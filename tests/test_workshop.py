@@ -9,7 +9,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -234,6 +237,21 @@ def test_wheels_for_another_system_need_uv(index: Path, tmp_path: Path, monkeypa
         workshop.wheels(workshop.target("windows:3.12"), tmp_path / "house")
 
 
+@needs_pip
+@pytest.mark.parametrize("tag", ["2_28", "2_24", "2_17", "2014"])
+def test_every_tag_of_linux_is_asked_for(index: Path, tmp_path: Path, monkeypatch, tag) -> None:
+    """bitsandbytes has 2_24 alone, and pip takes a tag that it is given for no older one."""
+    tag = f"manylinux{tag}" if tag == "2014" else f"manylinux_{tag}"
+    pure = wheel(index, "third", "1.0")
+    pure.rename(pure.with_name(f"third-1.0-py3-none-{tag}_x86_64.whl"))
+    monkeypatch.setattr(workshop, "resolve", lambda system, python: "third==1.0\n")
+    monkeypatch.setattr(workshop_start, "this_machine", lambda: "another")
+    workshop.download(workshop.target("linux:3.13"), tmp_path / "house")
+    assert [path.name for path in (tmp_path / "house").iterdir()] == [
+        f"third-1.0-py3-none-{tag}_x86_64.whl"
+    ]
+
+
 def test_the_course_is_packed_from_a_clone_alone(tmp_path: Path, monkeypatch) -> None:
     if not (COURSE_ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a clone")
@@ -306,6 +324,29 @@ def test_the_line_through_measurements_is_that_of_least_squares() -> None:
     assert measure_room.line(rows) == pytest.approx((5, 3))
     with pytest.raises(ValueError, match="two numbers of learners"):
         measure_room.extrapolate({"measured": [], "server_bytes": 1}, "00", 30)
+
+
+class Kernel:
+    """What a learner's work needs of a client; `broken` is why its kernel does not start."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken, self.nb = broken, new_notebook()
+        self.km = SimpleNamespace(provisioner=SimpleNamespace(pid=os.getpid()))
+
+    @contextmanager
+    def setup_kernel(self) -> Iterator[None]:
+        if self.broken:
+            raise RuntimeError(self.broken)
+        yield
+
+
+def test_one_kernel_that_does_not_start_ends_the_measurement() -> None:
+    """The others wait for all to have started."""
+    kernels = [Kernel(), Kernel("no memory for it"), Kernel()]
+    room = measure_room.Room([measure_room.Learner(kernel) for kernel in kernels])
+    with pytest.raises(RuntimeError, match=r"(?s)one of 3 learners.*no memory for it"):
+        room.run()
+    measure_room.Room([measure_room.Learner(Kernel()) for _ in range(3)]).run()
 
 
 def test_the_room_was_measured_with_one_to_four_and_the_line_fits() -> None:

@@ -93,6 +93,11 @@ def _problems(experiment: Experiment) -> list[str]:
     own = [key for key in experiment.training if key in OWN]
     if own:
         problems.append(f"training: {', '.join(own)} cannot be set, a comparison sets it itself")
+    # transformers takes the old names only where the new ones are not set, as TRAINING sets one.
+    old = [key for key in experiment.training if key.startswith("gradient_checkpointing")]
+    new = [key.replace("gradient", "activation") for key in old]
+    if old:
+        problems.append(f"training: {', '.join(old)} has another name, write {', '.join(new)}")
     kind = (experiment.peft or {}).get("peft_type", "LORA")
     if kind not in PeftType.__members__:
         problems.append(f"peft: there is no peft_type {kind!r}, there is {_listed(PeftType)}")

@@ -83,9 +83,10 @@ def environment() -> dict[str, Any]:
     """Return on what a run is made: the device, and the versions of the libraries."""
     machine = hardware.detect()
     threads = torch.get_num_threads()
-    on_cpu = f"CPU ({machine.name}), {threads} thread{'s' if threads > 1 else ''}"
+    # An Apple GPU stays idle: without CUDA a run is on the CPU (`build.sft_config`).
+    on_cpu = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
     return {
-        "device": on_cpu if machine.device == "cpu" else machine.name,
+        "device": machine.name if machine.device == "cuda" else on_cpu,
         "versions": {
             "python": platform.python_version(),
             **{library: metadata.version(library).split("+")[0] for library in LIBRARIES},

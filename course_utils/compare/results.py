@@ -118,7 +118,7 @@ def shown(frame: pd.DataFrame) -> str:
     rows = [
         [
             name,
-            f"{row['learning rate']:g}",
+            "" if pd.isna(row["learning rate"]) else f"{row['learning rate']:g}",
             row["seeds"],
             *(_figure(row, figure) for figure in headers[3:-1]),
             row["failed"],

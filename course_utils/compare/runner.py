@@ -25,6 +25,7 @@ from course_utils.compare.experiment import Experiment
 from course_utils.compare.inputs import environment, load_inputs, model_fingerprint
 from course_utils.compare.results import SCHEMA, key, table, usable
 from course_utils.files import not_written, write_whole
+from course_utils.paths import COURSE_ROOT
 
 RUNNING = ".running"  # the folder, inside the output, of what is not finished
 
@@ -140,7 +141,7 @@ def _execute(job: Job, folder: Path, step: Callable[[dict[str, Any]], None]) -> 
             stdout=subprocess.PIPE,
             stderr=log,
             encoding="utf-8",
-            env=os.environ | {"TQDM_DISABLE": "1"},
+            env=_variables(),
         )
         try:
             process.stdin.write(json.dumps(task))
@@ -172,6 +173,16 @@ def _execute(job: Job, folder: Path, step: Callable[[dict[str, Any]], None]) -> 
         **job.identity,
         **result,
     }
+
+
+def _variables() -> dict[str, str]:
+    """Return a worker's environment: this one's, with the course's place and one GPU."""
+    # Where the package is not installed but on sys.path, as on Colab, a child process would not
+    # find it.
+    path = os.pathsep.join(filter(None, (str(COURSE_ROOT), os.environ.get("PYTHONPATH"))))
+    # Of several GPUs Trainer would use all, with as many times the batch; SFTTrainer refuses that.
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": gpu, "TQDM_DISABLE": "1"}
 
 
 def _ending(code: int) -> str:

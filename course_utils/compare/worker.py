@@ -7,9 +7,11 @@ the next line that it cannot write.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -128,6 +130,8 @@ def _run(
     path = build.model_path(experiment)
     cuda = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token is None:  # as SFTTrainer does, but a batch is padded before it is made
+        tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=experiment.dtype,
@@ -166,8 +170,6 @@ def _run(
         memory=meter.memory.to_dict() if meter.memory else None,
         process_peak_bytes=_process_peak(),
     )
-    if cuda:
-        record["cuda_peak_bytes"] = torch.cuda.max_memory_allocated()
     if inputs.validation is not None and not _evaluated(record, state.global_step):
         trainer.evaluate()
     record["evaluation_seconds"] = round(trainer.evaluation_seconds, 3)
@@ -218,6 +220,11 @@ def _quality(
 
 def _process_peak() -> int | None:
     """Return the most memory that the process has had, in bytes; None where nobody counts it."""
+    # On Linux getrusage tells the peak of the process that started this one, if that is higher.
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        if found := re.search(r"^VmHWM:\s*(\d+) kB$", status, flags=re.M):
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -35,9 +35,10 @@ class Entry:
 class Ledger:
     """Entries and the events (an entry comes, an entry goes) in order, with marks between them.
 
-    A *run* is a stretch of one kind of work ("forward", "backward", "recompute", "clip",
-    "optimizer", "end"). A *region* is a finer stretch, which the extrapolation reads: a phase, and
-    a decoder layer's number, or what comes "before" or "after" the layers.
+    A *run* is a stretch of one kind of work ("begin", where what earlier steps left is booked,
+    "forward", "backward", "recompute", "clip", "optimizer", "end"). A *region* is a finer stretch,
+    which the extrapolation reads: a phase, and a decoder layer's number, or what comes "before" or
+    "after" the layers.
     """
 
     def __init__(self) -> None:

@@ -40,11 +40,13 @@ class Measurement:
     def begin(self) -> None:
         """Start to measure."""
         self._stack.enter_context(attached(self.meter, self.model, self.optimizer))
-        self.meter.start("forward")
+        # What lies there from earlier steps is no part of loading, and does not come with forward.
+        self.meter.ledger.start_run("begin")
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 self.meter.add(parameter.grad, "gradients")
         self._book_states()
+        self.meter.start("forward")
         self._stack.enter_context(self.meter)
 
     def end(self, **settings: Any) -> None:
@@ -132,7 +134,7 @@ class MeterCallback(TrainerCallback):
     ) -> None:
         # A trainer tells no callback that it ends by an error: the meter would run for ever.
         for callback in tuple(self._measuring):
-            callback._let_go()
+            callback.let_go()
 
     def on_step_begin(
         self,
@@ -148,7 +150,7 @@ class MeterCallback(TrainerCallback):
             self._measuring.add(self)
             self._events = _events_of_notebook()
             if self._events is not None:  # a cell that has ended runs no more steps
-                self._events.register("post_run_cell", self._let_go)
+                self._events.register("post_run_cell", self.let_go)
             self._running.begin()
 
     def on_step_end(
@@ -161,16 +163,20 @@ class MeterCallback(TrainerCallback):
         if self._running is not None:
             self._running.end(trainer_step=self.step, optimizer=str(args.optim))
             self.memory = self._running.memory
-            self._let_go()
+            self.let_go()
 
-    def _let_go(self, cell: object = None) -> None:
-        """Stop to measure, if a step is being measured."""
+    def let_go(self, cell: object = None) -> None:
+        """Stop to measure, if a step is being measured; there is no table then.
+
+        A notebook does so by itself. A script whose trainer may end by an error, and that goes on,
+        has to call it: a trainer tells no callback of an error.
+        """
         if self._running is not None:
             self._running.abandon()
             self._running = None
             self._measuring.remove(self)
             if self._events is not None:
-                self._events.unregister("post_run_cell", self._let_go)
+                self._events.unregister("post_run_cell", self.let_go)
 
 
 def _events_of_notebook() -> Any:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_utils.memory.kernels import scratch
 from course_utils.memory.ledger import PHASE_OF, Ledger
+from course_utils.memory.table import PHASES
 
 # PyTorch's CUDA allocator hands out multiples of this (kMinBlockSize in CUDACachingAllocator).
 CUDA_BLOCK = 512
@@ -79,7 +80,7 @@ class MemoryMeter(TorchDispatchMode):
 
     def read_allocator(self) -> None:
         """Note CUDA's own peak since the phase started."""
-        if self.device == "cuda" and self._phase != "load":
+        if self.device == "cuda" and self._phase in PHASES[1:]:
             now = torch.cuda.max_memory_allocated()
             self.allocator[self._phase] = max(now, self.allocator.get(self._phase, 0))
 

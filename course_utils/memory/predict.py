@@ -113,6 +113,7 @@ def predict(
         "loss": loss,
         "attention": attention,
         "padding": padding,
+        "prepare_for_kbit": prepare_for_kbit,
         "layers": count,
         "simulated_layers": simulated,
     }

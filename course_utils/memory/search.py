@@ -203,7 +203,7 @@ def steps(plan: Mapping[str, Any], gpu: GPU) -> Iterator[_Step]:
     if not plan.get("gradient_checkpointing", True):
         yield _Step(
             "gradient checkpointing",
-            "gradient_checkpointing=True",
+            "activation_checkpointing=True in SFTConfig",
             {"gradient_checkpointing": True},
         )
     if plan.get("loss", "fused") != "fused":
@@ -225,7 +225,10 @@ def steps(plan: Mapping[str, Any], gpu: GPU) -> Iterator[_Step]:
         # The weights stay, so where they alone are too large LoRA cannot be the answer.
         yield _Step("LoRA", "method='lora'", {"method": "lora"})
     if method in ("full", "lora", "int8"):
-        yield _Step("QLoRA", "method='qlora'", {"method": "qlora"}, lightens=True)
+        update = {"method": "qlora"}
+        if plan.get("quantization_config") is not None:  # in 8 bits; QLoRA has its own
+            update |= {"quantization_config": None}
+        yield _Step("QLoRA", "method='qlora'", update, lightens=True)
     length = plan["length"] // 2
     while length >= SHORTEST:
         yield _Step(f"length {length}", f"length={length}", {"length": length})

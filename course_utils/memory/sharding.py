@@ -72,8 +72,10 @@ def sharded(
     2304.11277, section 3.2): here embeddings and head for all of forward and backward, the weights
     of two layers, as the next is gathered ahead, and the gradients of one unit until they are
     summed. These are counted as temporaries. It is an upper estimate: with mixed precision what is
-    gathered may be in half the bytes. Buffers for communication (NCCL) are not in it. `model` is
-    the one that was predicted, or its `units`.
+    gathered may be in half the bytes, and the copies in half precision that autocast keeps of
+    float32 weights, which sharded training does not make, are still in it (plan with
+    `mixed_precision="no"` to leave them out). Buffers for communication (NCCL) are not in it.
+    `model` is the one that was predicted, or its `units`.
 
     Raises:
         ValueError: if the degree is not a whole number of at least 1.
