@@ -12,7 +12,7 @@ from course_utils.exercises.registry import exercise
 @exercise("10-gpus")
 def _gpus(answer: int, needed: pd.DataFrame) -> tuple[bool, str]:
     if answer == needed.loc["8B", "full"]:
-        return True, "the optimizer's state alone takes twice the weights, so one is not enough."
+        return True, "of 16 bytes a parameter the weights are four; gradients and Adam: 12."
     return False, "the row is 8B, the column full."
 
 
