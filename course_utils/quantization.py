@@ -24,7 +24,8 @@ class Quantized:
     """A tensor as codes into a table of levels, and one scale for each block of weights.
 
     `codes` and `scales` are flat; with double quantization the scales are those that remain after
-    it. Sizes are in bytes, the table of levels (64 bytes, or 1 KiB for int8) left out.
+    it. Sizes are in bytes, tables of levels left out (64 bytes, or 1 KiB for int8; 1 KiB more with
+    double quantization).
     """
 
     kind: str

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from conftest import SOLUTION, UNANSWERED
 from nbformat import NotebookNode
+from peft import LoraConfig
 
 from course_utils import exercises
 from course_utils.paths import COURSE_ROOT
@@ -59,3 +61,33 @@ def test_an_answer_of_another_kind_is_no_traceback() -> None:
     verdict = exercises.check("00-speed", "fast", metrics={"train_runtime": 1, "epoch": 1}, rows=1)
     assert verdict.status == "not yet"
     assert "str" in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("saved", "status", "says"),
+    [
+        (["classification_head"], "right", "trained and saved"),
+        ("classification_head", "not yet", "list"),
+        (["classifier"], "not yet", "name"),
+    ],
+)
+def test_the_head_is_named_in_a_list(saved: list[str] | str, status: str, says: str) -> None:
+    """With a bare string the config is made, and get_peft_model fails."""
+    config = LoraConfig(task_type="SEQ_CLS", modules_to_save=saved)
+    verdict = exercises.check("05-head", config)
+    assert verdict.status == status
+    assert says in verdict.message
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_least_even_codes_are_not_those_of_the_largest_error(seed: int) -> None:
+    """The message names the error, so that even use is not taken for a small one."""
+    weights = torch.randn(256, 512, generator=torch.Generator().manual_seed(seed))
+    verdict = exercises.check("03-levels", "int4", weights=weights)
+    assert verdict.status == "right"
+    assert "Yet its error is 10." in verdict.message
+    assert "FP4's 12." in verdict.message
+    for kind, says in (("nf4", "most evenly"), ("fp4", "bincount")):
+        verdict = exercises.check("03-levels", kind, weights=weights)
+        assert verdict.status == "not yet"
+        assert says in verdict.message

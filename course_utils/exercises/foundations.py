@@ -123,8 +123,14 @@ def _levels(answer: str, weights: Any) -> tuple[bool, str]:
         shares = codes.long().bincount() / codes.numel()
         entropies[kind] = float(-(shares * shares.clamp(min=1e-12).log2()).sum())
     worth = ", ".join(f"{kind} {bits:.2f}" for kind, bits in entropies.items())
+    if answer == min(entropies, key=lambda kind: entropies[kind]):
+        error, other = (quantization.explore(weights, kind).relative for kind in (answer, "fp4"))
+        return (
+            True,
+            f"bits of entropy: {worth}. Yet its error is {error:.1%}, and FP4's {other:.1%}.",
+        )
     if answer == max(entropies, key=lambda kind: entropies[kind]):
-        return True, f"of their 4 bits the codes are worth: {worth}."
+        return False, "that one spreads its codes most evenly; the entropy is the largest then."
     return False, "count the codes with torch.bincount; the entropy is -sum(share * log2(share))."
 
 

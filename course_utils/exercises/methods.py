@@ -24,7 +24,10 @@ def _virtual_tokens(answer: int, config: Any) -> tuple[bool, str]:
 def _head(answer: Any) -> tuple[bool, str]:
     if getattr(answer.task_type, "value", answer.task_type) != "SEQ_CLS":
         return False, "sorting whole messages into classes has a task type of its own."
-    if "classification_head" not in (answer.modules_to_save or []):
+    saved = answer.modules_to_save or []
+    if not isinstance(saved, list):
+        return False, "modules_to_save has to be a list: get_peft_model fails with anything else."
+    if "classification_head" not in saved:
         return False, "peft does not know the name of this head, so the config has to say it."
     return True, "the head is trained and saved, whatever its name."
 
