@@ -38,7 +38,7 @@ CLASS, CORES = 30, 16  # learners, and the cores of the machine that they share
 PLANS: dict[int, list[tuple[str, Sequence[str]]]] = {
     60: [
         ("00", ["*"]),
-        ("04", ["LoRA in fifteen", "Parameters and bytes", "What can LoRA", "A wrong name"]),
+        ("04", ["LoRA in fifteen", "What can LoRA", "A wrong name"]),
     ],
     120: [
         ("00", ["*"]),
