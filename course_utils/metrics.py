@@ -126,7 +126,7 @@ def token_loss(
             ).to(model.device)
             labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
             labels[:, 0] = -100  # behind peft's virtual tokens the first would be predicted too
-            targets = int((labels[:, 1:] != -100).sum())
+            targets = int((labels != -100).sum())
             if targets:
                 total += float(model(**batch, labels=labels).loss) * targets
                 count += targets
