@@ -58,7 +58,7 @@ bench: $(READY)  ## Measure the speed of the parts, then compare the methods (ha
 	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench.py
 	@$(BIN)/python -m course_utils compare --output build/comparison
 
-bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results in data/results
+bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results in build/gpu
 	-@$(BIN)/python scripts/gpu_memory.py headline
 	@$(BIN)/python scripts/gpu_memory.py compare
 	@$(BIN)/python scripts/gpu_speed.py

@@ -1,4 +1,4 @@
-"""Memory of training steps on a GPU, beside the prediction; written to data/results/.
+"""Memory of training steps on a GPU, beside the prediction; written to build/gpu/.
 
     python scripts/gpu_memory.py headline            one QLoRA step of a 70B shape in under 48 GB
     python scripts/gpu_memory.py compare             1B and 8B shapes: full, LoRA, QLoRA
@@ -39,9 +39,9 @@ from trl import SFTConfig, SFTTrainer
 from course_utils.configs import load_config
 from course_utils.hardware import mend_bitsandbytes
 from course_utils.memory import MeterCallback, StepMemory, predict
-from course_utils.paths import CONFIGS, DATA, POCKET_MODEL
+from course_utils.paths import CONFIGS, COURSE_ROOT, POCKET_MODEL
 
-RESULTS = DATA / "results"
+RESULTS = COURSE_ROOT / "build" / "gpu"
 SCHEMA = 1
 GIB = 2**30
 LIMIT = 48e9  # the headline of the QLoRA paper: 65B on one GPU of 48 GB (Dettmers et al., 2023)
@@ -129,7 +129,7 @@ def train(config: PretrainedConfig, method: str, options: argparse.Namespace) ->
             per_device_train_batch_size=options.batch_size,
             max_steps=2,
             max_length=None,
-            gradient_checkpointing=options.gradient_checkpointing,
+            activation_checkpointing=options.gradient_checkpointing,
             optim="adamw_torch_fused",
             bf16=True,
             use_cpu=options.device == "cpu",
@@ -255,12 +255,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         names = options.shape or ["1B", "8B"]
         plans = [(m, c) for m in ("full", "lora", "qlora") for c in (True, False)]
+    config = {"dtype": "bfloat16", "optimizer": "adamw_torch_fused", "seed": 42, "rank": 16}
     for name in names:
         for method, options.gradient_checkpointing in plans:
             rows.append(case(name, method, options))
             print(describe(rows[-1]), flush=True)
-    config = {"dtype": "bfloat16", "optimizer": "adamw_torch_fused", "seed": 42, "rank": 16}
-    path = write(f"gpu_memory_{options.command}", rows, options, config)
+            path = write(f"gpu_memory_{options.command}", rows, options, config)
     print(f"written: {path}")
     if options.command == "headline":
         fits = all(row.get("peak", LIMIT) < LIMIT for row in rows)

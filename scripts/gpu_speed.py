@@ -1,4 +1,4 @@
-"""Speed of two recipes on a GPU, side by side; written to data/results/gpu_speed.json.
+"""Speed of two recipes on a GPU, side by side; written to build/gpu/gpu_speed.json.
 
     python scripts/gpu_speed.py                           1B and 8B shapes: full, LoRA, QLoRA
     python scripts/gpu_speed.py --shape pocket --device cpu --steps 3      the same code, no GPU
@@ -38,7 +38,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from course_utils.hardware import mend_bitsandbytes
-from course_utils.memory import predict
+from course_utils.memory import StepMemory, predict
 from course_utils.paths import POCKET_MODEL
 from course_utils.throughput import PEAKS, flops_per_token
 
@@ -83,14 +83,14 @@ def settings(recipe: str, method: str, checkpointing: bool, length: int) -> dict
             "per_device_train_batch_size": 4, "max_length": 40, "packing": True, "bf16": False,
             "optim": "paged_adamw_32bit", "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": 0.03, "weight_decay": 0.001, "max_grad_norm": 0.3,
-            "learning_rate": 2e-4, "gradient_checkpointing": False,
+            "learning_rate": 2e-4, "activation_checkpointing": False,
         }  # fmt: skip
     return {
         "per_device_train_batch_size": 4, "max_length": length, "packing": True, "bf16": True,
         "optim": optimizer(method),
         "lr_scheduler_type": "cosine", "warmup_steps": 0.03,
         "learning_rate": 2e-5 if method == "full" else 2e-4,
-        "gradient_checkpointing": checkpointing,
+        "activation_checkpointing": checkpointing,
     }  # fmt: skip
 
 
@@ -103,15 +103,27 @@ def adapter(recipe: str, method: str) -> LoraConfig | None:
     return LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
 
 
-def needs_checkpointing(config: PretrainedConfig, method: str, options: argparse.Namespace) -> bool:
-    """Return whether the recommended recipe would not fit this GPU without checkpointing."""
-    if options.device != "cuda":
-        return False
-    guess = predict(
-        config, method, batch_size=4, length=options.length, gradient_checkpointing=False,
-        optimizer=optimizer(method),
-    )  # fmt: skip
-    return guess.peak > 0.9 * torch.cuda.mem_get_info()[1]
+def predicted(
+    config: PretrainedConfig, method: str, recipe: str, options: argparse.Namespace
+) -> StepMemory:
+    """Return the predicted memory of a recipe's step, without checkpointing."""
+    arguments = settings(recipe, method, checkpointing=False, length=options.length)
+    return predict(
+        config,
+        method,
+        batch_size=arguments["per_device_train_batch_size"],
+        length=arguments["max_length"],
+        dtype=dtype(recipe),
+        gradient_checkpointing=False,
+        optimizer=arguments["optim"],
+        peft_config=adapter(recipe, method),
+        quantization_config=gpu_memory.quantization() if method == "qlora" else None,
+    )
+
+
+def dtype(recipe: str) -> torch.dtype:
+    """Return the dtype of the weights that are not quantized."""
+    return torch.float32 if recipe == "copied" else torch.bfloat16
 
 
 def rows(config: PretrainedConfig, count: int, longest: int) -> Dataset:
@@ -142,9 +154,16 @@ def measure(name: str, method: str, recipe: str, options: argparse.Namespace) ->
     config = gpu_memory.shape(name)
     cuda = options.device == "cuda"
     set_seed(42)
-    checkpointing = recipe == "recommended" and needs_checkpointing(config, method, options)
-    dtype = torch.float32 if recipe == "copied" else torch.bfloat16
-    model = gpu_memory.random_model(config, method, options.device, dtype)
+    checkpointing = False
+    if cuda:
+        guess, memory = predicted(config, method, recipe, options), torch.cuda.mem_get_info()[1]
+        if recipe == "recommended":
+            checkpointing = guess.peak > 0.85 * memory
+        elif guess.peak + guess.host > memory:
+            # Pages would then move at every step, and such a GPU can hang.
+            why = "the optimizer's paged state does not fit beside the rest"
+            return {"shape": name, "method": method, "recipe": recipe, "skipped": why}
+    model = gpu_memory.random_model(config, method, options.device, dtype(recipe))
     times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
@@ -208,6 +227,7 @@ def run(options: argparse.Namespace) -> int:
     numbers = {"steps": options.steps, "rows": options.rows, "length": options.length}
     shared = ["--device", options.device]
     shared += [part for key, value in numbers.items() for part in (f"--{key}", value)]
+    config = {**numbers, "seed": 42, "goal": GOAL}
     cases = []
     for name in options.shape or ["1B", "8B"]:
         for method in METHODS:
@@ -220,9 +240,9 @@ def run(options: argparse.Namespace) -> int:
                 else:
                     cases.append(json.loads(done.stdout.splitlines()[-1]))
                 print(describe(cases[-1]), flush=True)
+                path = gpu_memory.write("gpu_speed", cases, options, config)
             print(f"{name} {method}: {ratio(cases[-2], cases[-1])}", flush=True)
-    config = {**numbers, "seed": 42, "goal": GOAL}
-    print(f"written: {gpu_memory.write('gpu_speed', cases, options, config)}")
+    print(f"written: {path}")
     return 1 if any("failed" in case for case in cases) else 0
 
 
@@ -231,6 +251,8 @@ def describe(case: dict[str, Any]) -> str:
     head = f"{case['shape']:>6} {case['method']:>5} {case['recipe']:11}"
     if "out_of_memory" in case:
         return f"{head} out of memory: {case['out_of_memory']}"
+    if "skipped" in case:
+        return f"{head} skipped: {case['skipped']}"
     if "failed" in case:
         return f"{head} failed: {case['failed']}"
     parts = [f"{case['tokens_per_second']:,.0f} tokens/s"]

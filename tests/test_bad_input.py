@@ -141,7 +141,7 @@ def from_training(
     if case["by"] == "check_settings":
         return str(check_settings(args, known["peft_config"], known["base"]))
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(known["base"], **options),
+        model=AutoModelForCausalLM.from_pretrained(known["base"], device_map="cpu", **options),
         args=args,
         train_dataset=known["rows"],
         processing_class=known["tokenizer"],

@@ -27,7 +27,7 @@ from course_utils.paths import POCKET_MODEL
 {before}
 nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 model = AutoModelForCausalLM.from_pretrained(
-    POCKET_MODEL, dtype=torch.float32, quantization_config=nf4
+    POCKET_MODEL, dtype=torch.float32, quantization_config=nf4, device_map="cpu"
 )
 {after}
 torch.manual_seed(0)

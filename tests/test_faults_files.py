@@ -151,7 +151,7 @@ def test_make_data_that_is_killed_leaves_no_file_cut_off(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"old")
     killed = 0
-    for _ in range(kills):
+    for _ in range(10 * kills):  # some come too late
         shutil.rmtree(folder / ".making", ignore_errors=True)  # it is what is waited for
         process = build(folder)
         wait_until_it_writes(process, folder)
@@ -162,7 +162,9 @@ def test_make_data_that_is_killed_leaves_no_file_cut_off(
         assert now.keys() == whole.keys()
         for name, content in now.items():
             assert content in (b"old", whole[name]), name
-    assert killed, "none of the kills came in time"
+        if killed == kills:
+            break
+    assert killed == kills, "most of the kills came too late"
     assert build(folder).wait() == 0
     assert made(folder) == whole
     assert not (folder / ".making").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from course_utils.paths import COURSE_ROOT
+from course_utils.paths import COURSE_ROOT, DATA
 
 sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import gpu_memory
 import gpu_speed
 
 SCRIPT = COURSE_ROOT / "scripts" / "gpu_speed.py"
@@ -73,6 +75,19 @@ def test_a_case_that_fails_leaves_the_others(
     assert said.count("recommended / copied") == 2 and said.count("no ratio") == 1
 
 
+def test_the_step_of_each_recipe_is_predicted() -> None:
+    """It decides on checkpointing, and leaves out a case whose paged state could hang the GPU."""
+    options = argparse.Namespace(length=2048)
+    config = gpu_memory.shape("8B")
+    copied, recommended = (
+        gpu_speed.predicted(config, "full", recipe, options) for recipe in gpu_speed.RECIPES
+    )
+    parameters = 8.03e9
+    assert copied.host == pytest.approx(2 * 4 * parameters, rel=0.01)  # two float32 moments
+    assert copied.peak > 2 * 4 * parameters
+    assert recommended.host == 0 and recommended.peak > (2 + 2 + 2) * parameters
+
+
 @pytest.mark.parametrize(
     ("name", "peak"),
     [
@@ -96,5 +111,17 @@ def test_a_gpu_is_known_by_its_whole_name(name: str, peak: float | None) -> None
 def test_the_recommended_recipe_is_five_times_as_fast(tmp_path: Path) -> None:
     subprocess.run([sys.executable, SCRIPT, "--shape", "1B", "--out", tmp_path], check=True)
     cases = json.loads((tmp_path / "gpu_speed.json").read_text())["cases"]
+    assert len(cases) == 6
+    assert_five_times_as_fast(cases)
+
+
+def test_it_was_on_the_gpu_of_the_record() -> None:
+    cases = json.loads((DATA / "results" / "gpu_speed.json").read_text())["cases"]
+    of_1b = [case for case in cases if case["shape"] == "1B"]
+    assert [case["method"] for case in of_1b[::2]] == list(gpu_speed.METHODS)
+    assert_five_times_as_fast(of_1b)
+
+
+def assert_five_times_as_fast(cases: list[dict[str, Any]]) -> None:
     for copied, recommended in zip(cases[::2], cases[1::2], strict=True):
         assert recommended["tokens_per_second"] > 5 * copied["tokens_per_second"], copied["method"]

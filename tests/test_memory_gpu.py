@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from course_utils.paths import COURSE_ROOT
+from course_utils.paths import COURSE_ROOT, DATA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,3 +102,19 @@ def test_a_gpu_allocates_what_was_predicted(
     if "skipped" in row:
         pytest.skip(row["skipped"])
     assert row["ratio"] == pytest.approx(1, rel=0.05)
+
+
+def test_the_record_is_of_this_prediction(script: ModuleType) -> None:
+    """Breaks if the prediction has changed since it was held against a GPU: measure again, then."""
+    names = ("gpu_memory_compare.json", "gpu_memory_headline.json")
+    cases = [c for n in names for c in json.loads((DATA / "results" / n).read_text())["cases"]]
+    assert {(case["shape"], case["method"]) for case in cases} == {
+        *((name, method) for name in ("1B", "8B") for method in ("full", "lora", "qlora")),
+        ("70B", "qlora"),
+    }
+    for case in cases:
+        plan = {key: case[key] for key in ("gradient_checkpointing", "batch_size", "length")}
+        options = argparse.Namespace(**plan, device="cuda")
+        guess = script.predicted(script.shape(case["shape"]), case["method"], options)
+        assert guess.peak == pytest.approx(case["predicted"]["peak"], rel=0.001)
+        assert case["ratio"] == pytest.approx(1, rel=0.06)

@@ -89,7 +89,10 @@ def real_model(
     hardware.mend_bitsandbytes()
     model.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), quantization_config=quantization
+        folder,
+        dtype=getattr(torch, dtype),
+        quantization_config=quantization,
+        device_map="cpu",  # where there is a GPU, it would go there
     )
     for parameter in model.parameters():  # out of the mapped file, for the profiler to see
         parameter.data = parameter.data.clone()
@@ -124,7 +127,7 @@ def train(
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "max_steps": 2,
         "optim": optimizer,
-        "gradient_checkpointing": gradient_checkpointing,
+        "activation_checkpointing": gradient_checkpointing,
         "bf16": mixed_precision == "bf16",
         "use_cpu": True,
         "logging_steps": 1,

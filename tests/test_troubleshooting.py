@@ -511,6 +511,22 @@ def _(folder: Path) -> None:
     assert kept.model.dtype == torch.bfloat16
 
 
+@provokes("silent-autocast")
+def _(folder: Path) -> None:
+    run = trainer(folder, bf16=True, peft_config=LoraConfig(**LORA))
+    run.train()
+    run.save_model(folder / "adapter")
+    loaded = PeftModel.from_pretrained(pocket(dtype=torch.float32), folder / "adapter")
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(input_ids=torch.arange(5, 37)[None]).logits
+
+    assert not torch.equal(logits(run.model), logits(loaded))
+    plain = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    assert torch.equal(logits(plain), logits(loaded))
+
+
 @provokes("silent-completion-only")
 def _(folder: Path) -> None:
     run = trainer(folder, completion_only_loss=True)
