@@ -56,8 +56,10 @@ DTYPE = torch.bfloat16
 
 
 def shape(name: str) -> PretrainedConfig:
-    """Return the config of a shape."""
-    return load_config(SHAPES[name])
+    """Return the config of a shape, which has its name: a path would end up in the results."""
+    config = load_config(SHAPES[name])
+    config.name_or_path = name
+    return config
 
 
 def quantization() -> BitsAndBytesConfig:

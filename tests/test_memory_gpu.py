@@ -118,3 +118,4 @@ def test_the_record_is_of_this_prediction(script: ModuleType) -> None:
         guess = script.predicted(script.shape(case["shape"]), case["method"], options)
         assert guess.peak == pytest.approx(case["predicted"]["peak"], rel=0.001)
         assert case["ratio"] == pytest.approx(1, rel=0.06)
+        assert case["predicted"]["settings"]["model"] == case["shape"], "a path of a machine?"
