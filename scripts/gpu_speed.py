@@ -151,6 +151,7 @@ def peak(gpu: str) -> float | None:
 
 def measure(name: str, method: str, recipe: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return one case: tokens per second, peak memory, share of the chip's peak."""
+    case = {"shape": name, "method": method, "recipe": recipe}
     config = gpu_memory.shape(name)
     cuda = options.device == "cuda"
     set_seed(42)
@@ -161,8 +162,7 @@ def measure(name: str, method: str, recipe: str, options: argparse.Namespace) ->
             checkpointing = guess.peak > 0.85 * memory
         elif guess.peak + guess.host > memory:
             # Pages would then move at every step, and such a GPU can hang.
-            why = "the optimizer's paged state does not fit beside the rest"
-            return {"shape": name, "method": method, "recipe": recipe, "skipped": why}
+            return case | {"skipped": "the optimizer's paged state does not fit beside the rest"}
     model = gpu_memory.random_model(config, method, options.device, dtype(recipe))
     times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
@@ -188,8 +188,8 @@ def measure(name: str, method: str, recipe: str, options: argparse.Namespace) ->
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
     rate = times.tokens / times.seconds
-    case = {
-        "shape": name, "method": method, "recipe": recipe, "gradient_checkpointing": checkpointing,
+    case |= {
+        "gradient_checkpointing": checkpointing,
         "tokens_per_second": round(rate, 1), "tokens": times.tokens,
         "seconds": round(times.seconds, 3),
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
