@@ -66,7 +66,7 @@ bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results 
 data: $(READY)  ## Write the datasets again, byte for byte
 	@$(BIN)/python data/build/make_datasets.py
 
-data-model: $(READY)  ## Pretrain both pocket models again (about an hour and a half on two cores)
+data-model: $(READY)  ## Pretrain both pocket models again (two to two and a half hours on two cores)
 	@$(BIN)/python data/build/pretrain.py
 	@$(BIN)/python data/build/pretrain.py --model t5
 

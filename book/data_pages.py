@@ -57,7 +57,7 @@ def troubleshooting(groups: list[dict[str, Any]]) -> str:
         "Look for the text of your error with the search of your browser, or in the list; the "
         "silent faults come last. First ask the doctor, which looks at the machine and at the "
         "installed versions:",
-        "```\npython -m course_utils doctor\n```",
+        "```\n.venv/bin/python -m course_utils doctor      # Windows: .venv\\Scripts\\python\n```",
         f"Held to {versions()} by the course's tests.",
         "## By the text of the error",
     ]

@@ -222,6 +222,13 @@ def room() -> str:
             f"{one['cpu_seconds']:.0f} = {one['core_seconds']:.0f} CPU seconds, which is "
             f"**{one['core_seconds'] / CORES / 60:.0f} minutes** on {CORES} cores."
         )
+    costs = json.loads(run_lessons.COSTS.read_text(encoding="utf-8"))["lessons"]
+    heaviest = max(costs, key=lambda lesson: costs[lesson]["peak_mib"])
+    own, server = costs[heaviest]["peak_mib"] / 1024, data["server_bytes"] / 2**30
+    said.append(
+        f"- Lesson {heaviest[:2]}, which takes the most: {CLASS} × ({own:.2f} + {server:.2f}) = "
+        f"**{CLASS * (own + server):.0f} GiB**, by what one learner's kernel takes alone."
+    )
     where = f"Measured on: {data['device']}; {data['system']}; one thread a learner."
     return head + "\n".join(rows) + f"\n\n{where}\n\n" + "\n".join(said)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -139,6 +140,8 @@ def test_every_pin_installs_on_the_oldest_python(requirements, pins) -> None:
 def test_colab_cell_fetches_a_pinned_tag() -> None:
     """An unpinned course would change under a class; the tag is the package's version."""
     assert f"--branch v{__version__} " in CELL
+    citation = yaml.safe_load((COURSE_ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
     (repository,) = set(re.findall(r'"https://github\.com/([^"]+)"', CELL))
     readme = (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
     badges = set(re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/", readme))

@@ -85,9 +85,10 @@ class Fits:
             )
         emulating = sorted(gpu.name for gpu in gpus if gpu.cuda and not gpu.bf16)
         if emulating:
+            cast = "; with QLoRA, cast the adapter to float32 once SFTTrainer is made"
             notes.append(
                 f"{', '.join(emulating)} only emulates bfloat16: train in float16, which takes "
-                "the same bytes."
+                f"the same bytes{cast if any(row.method == 'qlora' for row in self.rows) else ''}."
             )
         if any(not gpu.cuda for gpu in gpus):
             notes.append(
