@@ -46,7 +46,8 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        # Without an explicit False, transformers would ask and run what the answer is.
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a folder without one fails in any way
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -74,7 +74,18 @@ def install() -> None:
 def outdated(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return which of the course's libraries are loaded in a version that was replaced since."""
     names = (requirement.name for requirement in runtime_requirements())
-    return [n for n in names if n in sys.modules and n in before and before[n] != now.get(n)]
+    replaced = [name for name in names if name in before and before[name] != now.get(name)]
+    if not replaced:
+        return []  # spares reading the files of every library there is
+    # A library may be imported by another name: pillow as PIL, pyyaml as yaml.
+    loaded = {
+        name.lower()
+        for module, libraries in metadata.packages_distributions().items()
+        if module in sys.modules
+        for name in libraries
+        if name
+    }
+    return [name for name in replaced if name in loaded]
 
 
 def _installed() -> dict[str, str]:

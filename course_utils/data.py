@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -75,7 +76,9 @@ def load(name: str, split: str | None = None, form: str | None = None) -> Datase
     with no_progress_bars():
         try:
             loaded = datasets.load_dataset(
-                BUILDERS[suffix], data_files={one: str(file) for one, file in files.items()}
+                BUILDERS[suffix],
+                # A folder's name may have what would be read as a pattern: course [copy].
+                data_files={one: glob.escape(str(file)) for one, file in files.items()},
             )
         except Exception as error:  # a broken file fails in many ways, and few of them name it
             listed = ", ".join(f"'{file}'" for file in files.values())

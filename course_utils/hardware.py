@@ -88,7 +88,18 @@ class Advice:
     choices: tuple[tuple[str, str, str], ...]
 
     def __getitem__(self, setting: str) -> str:
-        return next(value for name, value, _ in self.choices if name == setting)
+        """Return what to choose for a setting.
+
+        Raises:
+            KeyError: if there is no such setting.
+        """
+        values = {name: value for name, value, _ in self.choices}
+        if setting not in values:
+            raise KeyError(
+                f"There is no setting {setting!r}. Allowed are {', '.join(values)}. Ask for one of "
+                "these."
+            )
+        return values[setting]
 
     def __str__(self) -> str:
         return text_table(self.choices, ("setting", "choose", "because"))

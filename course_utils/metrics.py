@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -27,8 +27,10 @@ def generate(
     ones come first: if memory runs out, it does so at once. The model's train or eval mode is kept.
 
     Raises:
-        ValueError: if there is no prompt, or the tokenizer has no pad token.
+        ValueError: if there is no prompt, `prompts` is a single text, or the tokenizer has no pad
+            token.
     """
+    _require_list(prompts)
     if not prompts:
         raise ValueError(
             "No prompts were given. generate() needs at least one string: pass a list."
@@ -62,7 +64,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Return the share, 0 to 1, of predictions that equal their reference but for outer spaces.
 
     Raises:
-        ValueError: if the two are empty or differ in length.
+        ValueError: if the two are empty, differ in length, or one is a single text.
     """
     _same_length(predictions, references)
     hits = [p.strip() == r.strip() for p, r in zip(predictions, references, strict=True)]
@@ -73,10 +75,11 @@ def field_accuracy(predictions: Sequence[str], references: Sequence[str]) -> pd.
     """Return the share, 0 to 1, of right values for each field of the references' JSON records.
 
     A prediction that is no JSON object has all its fields wrong. The mean over the series is the
-    share of fields right.
+    share of fields right. JSON's true and false are no numbers: true is not 1.
 
     Raises:
-        ValueError: if the two are empty or differ in length, or a reference is no JSON object.
+        ValueError: if the two are empty or differ in length, one is a single text, or a reference
+            is no JSON object.
     """
     _same_length(predictions, references)
     hits: dict[str, list[bool]] = {}
@@ -89,7 +92,7 @@ def field_accuracy(predictions: Sequence[str], references: Sequence[str]) -> pd.
             )
         said = json_record(prediction) or {}
         for field, value in truth.items():
-            hits.setdefault(field, []).append(field in said and said[field] == value)
+            hits.setdefault(field, []).append(field in said and _same_value(said[field], value))
     return pd.Series({field: sum(h) / len(h) for field, h in hits.items()}, name="share right")
 
 
@@ -107,8 +110,10 @@ def token_loss(
     of like length share a batch, which leaves little padding.
 
     Raises:
-        ValueError: if there is no text, no text has two tokens, or the tokenizer has no pad token.
+        ValueError: if there is no text, `texts` is a single text, no text has two tokens, or the
+            tokenizer has no pad token.
     """
+    _require_list(texts)
     if not texts:
         raise ValueError("No texts were given. Pass a list with at least one text.")
     _require_pad_token(tokenizer)
@@ -145,6 +150,9 @@ def perplexity(
     """Return exp(`token_loss`): between how many tokens the model wavers, on average.
 
     Source: Jurafsky and Martin, Speech and Language Processing, 3rd ed., section 3.3.
+
+    Raises:
+        ValueError: as `token_loss`.
     """
     return math.exp(token_loss(model, tokenizer, texts, batch_size, max_length))
 
@@ -162,7 +170,7 @@ def forgetting(
     how the PEFT project's method comparison defines forgetting.
 
     Raises:
-        ValueError: if the model has no adapter and `loss_before` is missing.
+        ValueError: if the model has no adapter and `loss_before` is missing, or as `token_loss`.
     """
     if loss_before is None:
         if not hasattr(model, "disable_adapter"):
@@ -177,7 +185,7 @@ def forgetting(
 
 
 @contextlib.contextmanager
-def _evaluating(model: PreTrainedModel):
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Switch dropout off for a while, and back to what it was."""
     training = model.training
     model.eval()
@@ -188,12 +196,26 @@ def _evaluating(model: PreTrainedModel):
 
 
 def json_record(text: str) -> dict[str, object] | None:
-    """Return the JSON object in `text`, or None where there is none."""
+    """Return the JSON object in `text`, or None where there is none that Python can read."""
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits; deep nesting
         return None
     return value if isinstance(value, dict) else None
+
+
+def _same_value(said: object, true: object) -> bool:
+    """Return whether two values of JSON are equal; to Python, True is 1 as well."""
+    return said == true and isinstance(said, bool) == isinstance(true, bool)
+
+
+def _require_list(texts: Sequence[str]) -> None:
+    """Raise ValueError for a single text, whose letters would be taken for texts."""
+    if isinstance(texts, str):
+        raise ValueError(
+            f"The single text {texts[:80]!r} was given. Texts come as a list, also where there is "
+            "one only: put it in brackets, [text]."
+        )
 
 
 def _require_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -205,6 +227,8 @@ def _require_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _same_length(predictions: Sequence[str], references: Sequence[str]) -> None:
+    _require_list(predictions)
+    _require_list(references)
     if len(predictions) != len(references) or not predictions:
         raise ValueError(
             f"There are {len(predictions)} predictions and {len(references)} references. "

@@ -175,16 +175,25 @@ def quantize(
     weights alone, here it works for every kind.
 
     Raises:
-        ValueError: if the kind is not known, the block size is below 1, or there are no weights.
+        ValueError: if the kind is not known, the block size is not a whole number from 1 on, or the
+            weights are none, of integers, infinite or NaN.
     """
     _require_kind(kind)
-    if block_size < 1 or not weights.is_floating_point() or not weights.numel():
+    sound_size = type(block_size) is int and block_size >= 1
+    if not sound_size or not weights.is_floating_point() or not weights.numel():
         raise ValueError(
-            f"The block size is {block_size}, the weights are {weights.numel()} of "
-            f"{weights.dtype}. Blocks have 1 weight or more, weights are floating-point and not "
-            "empty. bitsandbytes uses blocks of 64; pass a layer's weight."
+            f"The block size is {block_size!r}, the weights are {weights.numel()} of "
+            f"{weights.dtype}. Blocks have 1 weight or more, as an int; weights are floating-point "
+            "and not empty. bitsandbytes uses blocks of 64; pass a layer's weight."
         )
     flat = weights.detach().float().reshape(-1)
+    odd = flat.numel() - int(flat.isfinite().sum())
+    if odd:
+        raise ValueError(
+            f"{odd} of {flat.numel()} weights are NaN or infinite in float32. Allowed are finite "
+            "weights: one that is not would spoil its whole block. Look for where the training "
+            "diverged, or load the weights again."
+        )
     codes, scales = _to_levels(flat, levels(kind).to(flat.device), block_size)
     scale_bytes = 4 * scales.numel()
     if double_quant:

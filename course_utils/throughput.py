@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
 from transformers import PretrainedConfig
 
 from course_utils.configs import build_empty, load_config
@@ -44,11 +45,13 @@ def flops_per_token(
     mask (PaLM, arXiv 2204.02311, appendix B). Backward takes 2 for the gradient of the input and 2
     for that of the weight; frozen weights have no second part, which leaves 4 of 6 (Schulman et
     al., "LoRA Without Regret", 2025). Of a mixture's experts, those that a token visits count.
-    Checkpointing computes the layers forward once more. The rounding of a quantized base, norms and
-    activation functions are left out. `model` is what `configs.load_config` takes.
+    Checkpointing computes the layers forward once more. The rounding of a quantized base, norms,
+    activation functions and tables of embeddings (of tokens, of positions) are left out; of a model
+    for pictures or sounds, all but its text model is. `model` is what `configs.load_config` takes.
 
     Raises:
-        ValueError: if the method is unknown, or the length is not a number from 1 on.
+        ValueError: if the method is unknown, the length is not a number from 1 on, or the model has
+            no attention.
         FileNotFoundError, RuntimeError: as `configs.load_config`.
     """
     if method not in METHODS:
@@ -56,9 +59,15 @@ def flops_per_token(
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"length={length!r}. Allowed is a whole number from 1 on, in tokens.")
     config = load_config(model)
-    layers, head = _matrix_parameters(config)
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads:
+        raise ValueError(
+            f"A model of type {config.model_type!r} was given, whose config has no "
+            "num_attention_heads. Allowed are models that attend, as Llama, Qwen and GPT-2 do. "
+            "Give one of these."
+        )
+    layers, head = _matrix_parameters(config)
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
     attention = 4 * text.num_hidden_layers * width * length
     flops = (6 if method == "full" else 4) * (layers + head) + 6 * adapter_parameters
@@ -99,13 +108,15 @@ def _matrix_parameters(config: PretrainedConfig) -> tuple[int, int]:
     text = config.get_text_config()
     experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
     visited = text.num_experts_per_tok / experts if experts else 1.0
-    table = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
-    tables = {id(table)} | ({id(head.weight)} if head is not None else set())
+    # Of several models in one, that of the text: a token of it is not seen by a picture's encoder.
+    several = text is not config and not config.is_encoder_decoder
+    body = model.get_decoder() if several else model
+    # A table is looked up; a tied head is that of the tokens, used once more as a matrix.
+    apart = {id(m.weight) for m in body.modules() if isinstance(m, nn.Embedding) or m is head}
     layers = sum(
         p.numel() * (visited if ".experts." in name else 1.0)
-        for name, p in model.named_parameters()
-        if p.dim() > 1 and id(p) not in tables
+        for name, p in body.named_parameters()
+        if p.dim() > 1 and id(p) not in apart
     )
-    # A tied head is the embedding table, used once more as a matrix.
     return int(layers), head.weight.numel() if head is not None else 0

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from course_utils.files import write_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tests" / "signatures.json"
 REQUIRED = "required"  # in place of a default
@@ -237,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         calls_now = record()
         libraries = sorted({call.split(".")[0] for call in calls_now})
         content = {"versions": versions(libraries), "calls": calls_now}
-        RECORD.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_whole(RECORD, json.dumps(content, indent=1) + "\n")
         print(f"{len(calls_now)} calls written to {RECORD.relative_to(ROOT)}")
         return 0
     before = json.loads(RECORD.read_text(encoding="utf-8"))

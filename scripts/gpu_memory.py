@@ -37,6 +37,7 @@ from transformers.quantizers import AutoHfQuantizer
 from trl import SFTConfig, SFTTrainer
 
 from course_utils.configs import load_config
+from course_utils.files import write_whole
 from course_utils.hardware import mend_bitsandbytes
 from course_utils.memory import MeterCallback, StepMemory, predict
 from course_utils.paths import CONFIGS, COURSE_ROOT, POCKET_MODEL
@@ -227,9 +228,8 @@ def write(
         "config": config,
         "cases": rows,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{name}.json"
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(data, indent=1) + "\n")
     return path
 
 

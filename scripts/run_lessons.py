@@ -50,13 +50,13 @@ QUIET = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
 def lessons(number: str = "") -> list[Path]:
-    """Return the notebooks, in order; with a number, that one.
+    """Return the notebooks, in order; with a number, such as 01 or 1, that one.
 
     Raises:
         ValueError: if there is no such lesson.
     """
     every = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    chosen = [path for path in every if path.name.startswith(number)]
+    chosen = [path for path in every if not number or path.name[:2] == number.zfill(2)]
     if not chosen:
         numbers = ", ".join(path.name[:2] for path in every)
         raise ValueError(f"There is no lesson {number!r}. The lessons are: {numbers}. Try NB=00.")
@@ -272,6 +272,8 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="write data/results/lessons.json")
     parser.add_argument("--jobs", type=int, help="lessons at a time (2, or 1 where that is wiser)")
     options = parser.parse_args()
+    if options.record and options.lesson:
+        parser.error("--record notes all lessons at once: leave out the number")
     try:
         chosen = lessons(options.lesson)
     except ValueError as error:

@@ -16,7 +16,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import measure_room
 import nbformat
@@ -25,12 +24,14 @@ import slides
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
+from course_utils.files import write_whole
+
 PAGE = run_lessons.ROOT / "book" / "teaching.md"
 WORDS, CODE, SHOWN, EXERCISE = 130, 3, 30, 4
 RULE = (
     f"Prose is told at {WORDS} words a minute, a line of code takes {CODE} seconds, a picture or a "
     f"table {SHOWN} seconds, an exercise {EXERCISE} minutes; a section is rounded up to whole "
-    "minutes. The time in which all cells of a lesson run on two cores is that of the README."
+    "minutes. The time in which all cells of a lesson run is that of the README."
 )
 CLASS, CORES = 30, 16  # learners, and the cores of the machine that they share
 # What to teach in so many minutes: sections by lesson and beginning of the title; * is all of it.
@@ -269,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("The lessons have changed. Run: python scripts/teaching.py", file=sys.stderr)
         return 1
     if not options.check:
-        Path(PAGE).write_text(after, encoding="utf-8", newline="\n")
+        write_whole(PAGE, after)
     return 0
 
 

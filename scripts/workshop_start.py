@@ -10,6 +10,7 @@ again, after a fault too: it goes on where it stopped and leaves your own change
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -71,7 +73,10 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 def unpack(course: Path) -> None:
-    """Put the course into its folder, whole or not at all, unless it is there."""
+    """Put the course into its folder, whole or not at all, unless it is there.
+
+    Raises Refusal if the zip is missing or damaged, or if the disk gets full.
+    """
     if course.exists():
         if not (course / "course_utils").is_dir():
             raise Refusal(f"{course} is there and is not the course. Choose another: --into FOLDER")
@@ -79,17 +84,31 @@ def unpack(course: Path) -> None:
     source = HERE / f"{NAME}.zip"
     part = course.with_name(course.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with zipfile.ZipFile(source) as archive:
-        for name in archive.namelist():
-            if Path(name).parts[:1] != (NAME,) or ".." in Path(name).parts:
-                raise Refusal(
-                    f"{source} holds {name!r}, which is no part of the course. Copy the "
-                    "workshop's folder again, from your teacher."
-                )
-        archive.extractall(part)
-    (part / NAME).rename(course)
-    part.rmdir()
+    damaged = f"{source} is missing or cut off. Copy the workshop's folder again."
+    if not source.exists():
+        raise Refusal(damaged)
+    try:
+        part.mkdir(parents=True)
+        with zipfile.ZipFile(source) as archive:
+            for name in archive.namelist():
+                if Path(name).parts[:1] != (NAME,) or ".." in Path(name).parts:
+                    raise Refusal(
+                        f"{source} holds {name!r}, which is no part of the course. Copy the "
+                        "workshop's folder again, from your teacher."
+                    )
+            archive.extractall(part)
+        (part / NAME).rename(course)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise Refusal(damaged) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise Refusal(
+            f"The disk of {part.parent} got full while the course was unpacked. Free some room, or "
+            "choose another disk: start.py --into FOLDER"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def program(course: Path, name: str) -> str:

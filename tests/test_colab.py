@@ -156,3 +156,10 @@ def test_a_library_that_is_loaded_and_was_replaced_is_named(monkeypatch) -> None
     before = {"trl": "0.9", "nervaluate": "0.1", "nbformat": "5.0"}
     assert colab.outdated(before, {"trl": "1.16.0", "nervaluate": "1.2.1"}) == ["trl"]
     assert colab.outdated(before, before) == []
+
+
+@pytest.mark.parametrize(("library", "module"), [("pillow", "PIL"), ("pyyaml", "yaml")])
+def test_a_library_that_is_imported_by_another_name_is_named(monkeypatch, library, module) -> None:
+    """A picture drawn by half of the old Pillow and half of the new one fails."""
+    monkeypatch.setitem(sys.modules, module, object())
+    assert colab.outdated({library: "1.0"}, {library: "2.0"}) == [library]

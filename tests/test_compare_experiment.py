@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from huggingface_hub import constants
 
 from course_utils import compare, hardware
 from course_utils.compare import Experiment, build
-from course_utils.compare.inputs import environment, load_inputs
+from course_utils.compare.inputs import environment, load_inputs, model_fingerprint
+from course_utils.compare.standard import _at_rates
+from course_utils.paths import POCKET_MODEL
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
 
@@ -170,6 +174,34 @@ def test_own_data_is_read_and_its_fingerprint_follows_its_rows(tmp_path: Path) -
     (tmp_path / "test.jsonl").write_text('{"text": "a"}')
     with pytest.raises(ValueError, match="prompt, completion"):
         load_inputs(experiment)
+
+
+def test_the_fingerprint_of_a_hub_model_is_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is uploaded anew under its name is another model."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--own--model"
+    (folder / "refs").mkdir(parents=True)
+    seen = []
+    for commit in ("a" * 40, "b" * 40):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        shutil.copy(POCKET_MODEL / "config.json", folder / "snapshots" / commit)
+        (folder / "refs" / "main").write_text(commit)
+        seen.append(model_fingerprint("own/model"))
+    assert seen == [f"own/model@{'a' * 40}", f"own/model@{'b' * 40}"]
+
+
+def test_a_sweep_takes_variants_of_one_method_and_whole_numbers() -> None:
+    """Two ranks of LoRA share the method; each keeps its own name at every rate."""
+    names = set()
+    for rank in (8, 16):
+        lora = Experiment(f"lora r={rank}", method="lora", training={"learning_rate": 1})
+        variants = _at_rates(lora, range(-1, 2))
+        assert {variant.method for variant in variants} == {"lora"}
+        names |= {variant.name for variant in variants}
+    assert len(names) == 6
 
 
 def test_test_rows_keep_each_kind_in_its_share() -> None:

@@ -134,6 +134,17 @@ def test_the_table_has_means_and_spreads_and_can_be_drawn(whole: Path) -> None:
     assert bands["lora"].shape == (4, 2) and plots.loss_bands(bands).axes
 
 
+def test_runs_of_one_name_with_other_data_are_kept_apart(whole: Path, tmp_path: Path) -> None:
+    """In the curves as in the table; else the one would be written over the other."""
+    for source in whole.glob("full_*.json"):
+        result = json.loads(source.read_text())
+        for rows in ("one", "other"):
+            changed = result | {"data": rows, "key": f"{rows}-{result['key']}"}
+            (tmp_path / f"{rows}_{source.name}").write_text(json.dumps(changed))
+    table, curves = compare.table(tmp_path), compare.curves(tmp_path)
+    assert len(table) == 2 and list(curves) == list(table.index)
+
+
 def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
     file: Path, whole: Path, tmp_path: Path
 ) -> None:

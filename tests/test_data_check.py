@@ -520,6 +520,65 @@ def test_csv_reads_missing_cells_as_pandas_does(tmp_path: Path) -> None:
     assert faults(data.check(tmp_path / "a.csv")) == {"none_value": none} == {"none_value": [1, 2]}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "code", "rows"),
+    [
+        ("a.jsonl", '{"data": [{"text": "x"}, {"text": "y"}]}\n', "wrapped_rows", 2),
+        ("a.json", '{\n"data": [{"text": "x"}, {"text": "y"}]}', "wrapped_rows", 2),
+        ("a.csv", "text,kind,text\nx,1,z\ny,2,z\n", "repeated_column", 2),
+        ("a.jsonl", '{"text": "x"}\n{"text": "y", "text": "z"}\n', "broken_line", 1),
+        ("a.json", '{"text": "y", "text": "z"}', "broken_line", 0),
+    ],
+)
+def test_what_load_dataset_reads_otherwise(
+    name: str, content: str, code: str, rows: int, tmp_path: Path
+) -> None:
+    """A file that passes here must not become one row, another column or an error there."""
+    (tmp_path / name).write_text(content)
+    kind, cache = name.split(".")[1].replace("jsonl", "json"), str(tmp_path / "cache")
+    how = {"data_files": str(tmp_path / name), "split": "train", "cache_dir": cache}
+    report = data.check(tmp_path / name)
+    found = next(finding for finding in report.findings if finding.code == code)
+    assert report.rows == {"train": rows}
+    if code == "broken_line":
+        with pytest.raises(datasets.exceptions.DatasetGenerationError):
+            datasets.load_dataset(kind, **how)
+    elif code == "wrapped_rows":
+        assert datasets.load_dataset(kind, **how).column_names == ["data"]
+        assert 'field="data"' in found.example
+        assert datasets.load_dataset(kind, field="data", **how)["text"][:] == ["x", "y"]
+    else:
+        loaded = datasets.load_dataset(kind, **how)
+        assert list(report.columns) == loaded.column_names == ["text", "kind", "text.1"]
+        assert loaded["text"][:] == ["x", "y"] and "duplicate" not in codes(report)
+
+
+def test_a_key_twice_in_a_list_of_rows_is_read_as_by_load_dataset(tmp_path: Path) -> None:
+    """Only JSON lines stop at it; in a list the last value counts, here and there."""
+    (tmp_path / "a.json").write_text('[{"text": "x", "text": null}, {"text": "y"}]')
+    assert faults(data.check(tmp_path / "a.json")) == {"none_value": [0]}
+
+
+def test_broken_lines_of_shards_name_their_file(tmp_path: Path) -> None:
+    """Line 2 of which of a hundred files?"""
+    names = [f"train-0000{shard}-of-00002.jsonl" for shard in range(2)]
+    for name in names:
+        (tmp_path / name).write_text(f'{{"text": "{name}"}}\nbroken\n')
+    found = [f for f in data.check(tmp_path).findings if f.code == "broken_line"]
+    assert [f.where() for f in found] == ["train: 2 (1 line)"] * 2
+    assert all(name in f.example for name, f in zip(names, found, strict=True))
+    (tmp_path / names[1]).unlink()
+    assert names[0] not in data.check(tmp_path).findings[0].example  # one file needs no name
+
+
+def test_splits_of_one_name_are_kept_apart() -> None:
+    """The split `eval` of a dict beside an eval_dataset, which is called so too."""
+    both = {"train": [{"text": "a"}], "eval": [{"text": "b"}, {"text": "c"}]}
+    report = data.check(both, eval_dataset=[{"text": None}])
+    assert report.rows == {"train": 1, "eval": 2, "eval (2)": 1}
+    assert faults(report, "eval (2)") == {"none_value": [0]}
+
+
 def test_ragged_csv_names_the_line(tmp_path: Path) -> None:
     """A comma outside quotes shifts every cell of a row."""
     (tmp_path / "a.csv").write_text("text,kind\na,x\nb,c,x\nd,x\n")

@@ -56,6 +56,16 @@ def test_an_unknown_key_is_named() -> None:
         exercises.check("00-rang", 1)
 
 
+@pytest.mark.parametrize("answer", [10, ...])
+@pytest.mark.parametrize(
+    ("measured", "given"), [({"trainabel": 5}, "trainabel"), ({}, "nothing")], ids=str
+)
+def test_a_fault_of_the_cell_is_not_blamed_on_the_answer(answer, measured, given) -> None:
+    """A learner would look for a fault in an answer that is right."""
+    with pytest.raises(ValueError, match=rf"given {given} beside .* takes trainable\..*cell"):
+        exercises.check("00-rank", answer, **measured)
+
+
 def test_an_answer_of_another_kind_is_no_traceback() -> None:
     """A learner who gives a word for a number gets a hint, not a stack of frames."""
     verdict = exercises.check("00-speed", "fast", metrics={"train_runtime": 1, "epoch": 1}, rows=1)

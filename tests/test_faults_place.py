@@ -19,8 +19,9 @@ from faults import QUIET, code_cells, copy_course, everything, kernel
 
 from course_utils import compare
 
-# Spaces, an apostrophe, accents, Chinese, and a letter that is no letter of the alphabet.
-NAME = "Mia's Kurs – Prüfung 課程 🦙"
+# Spaces, an apostrophe, accents, Chinese, a letter that is no letter of the alphabet, and what
+# would be a pattern for several names.
+NAME = "Mia's Kurs – Prüfung 課程 🦙 [2]"
 # The locale of a bare container, and a time zone that is 45 minutes off.
 ODD = {"LC_ALL": "C", "LANG": "C", "TZ": "Asia/Kathmandu"}
 SMALL_TRAINING = """
@@ -81,11 +82,13 @@ def test_python_without_utf_8_says_what_it_finds(course: Path) -> None:
 
 def test_a_comparison_and_its_dates_in_an_odd_folder(course: Path, tmp_path: Path) -> None:
     """The worker is a process of its own; the date is in UTC wherever the machine is."""
-    rows = course.parent / "Daten – 資料"
+    rows = course.parent / "Daten – 資料 [1]"
     rows.mkdir()
+    (course.parent / "Daten – 資料 1").mkdir()  # which the name, read as a pattern, would be
     line = json.dumps({"prompt": "Größe?", "completion": " 大"}, ensure_ascii=False) + "\n"
     for split in ("train", "test"):
         (rows / f"{split}.jsonl").write_text(line * 4, encoding="utf-8")
+        (course.parent / "Daten – 資料 1" / f"{split}.jsonl").write_text("{}", encoding="utf-8")
     experiment = {
         "name": "größe 大", "peft": {"peft_type": "LORA", "target_modules": "all-linear"},
         "training": {"max_steps": 1, "learning_rate": 0.005},

@@ -67,6 +67,8 @@ def test_advice_fits_the_machine(
     assert advice["optimizer"] == optimizer
     assert advice["quantization"] == quantization
     assert all(len(reason) > 20 for _, _, reason in advice.choices)
+    with pytest.raises(KeyError, match=r"'dtyp'.*Allowed are dtype, optimizer, quantization"):
+        advice["dtyp"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from peft import LoraConfig
 from transformers import BitsAndBytesConfig, MixtralConfig
 from trl import SFTConfig
 
@@ -71,6 +72,7 @@ def test_the_card_names_every_shape_and_its_parameters() -> None:
         ("a100-80gb", "A100 80GB"),
         ("h100", "H100 80GB"),
         ("apple 32", "Apple 32GB"),
+        ("4090", "RTX 4090"),
     ],
 )
 def test_gpus_are_found_as_people_write_them(given: str, name: str) -> None:
@@ -84,7 +86,9 @@ def test_a_gpu_can_be_a_size() -> None:
     assert find_gpu(GPUS[0]) is GPUS[0]
 
 
-@pytest.mark.parametrize("given", ["A100", "apple", "GTX 9999", "", "-3", "nan", 0])
+@pytest.mark.parametrize(
+    "given", ["A100", "apple", "GTX 9999", "", "-3", "nan", 0, "16GB", "16 GiB", "8192", 8192]
+)
 def test_an_unknown_gpu_is_refused_with_the_names(given: str | int) -> None:
     """Two A100s differ by 40 GiB, so neither is guessed."""
     with pytest.raises(ValueError, match=r"A100 40GB|Apple 16GB|above 0"):
@@ -118,6 +122,20 @@ def test_largest_finds_the_last_that_fits(limit: int, start: int) -> None:
         assert len(asked) <= 18
         if answer < 1000:
             assert asked[answer + 1] > limit
+
+
+def test_largest_stays_below_its_end_whatever_is_known() -> None:
+    """A plan may be larger than the model's context, and its own point must not count."""
+    assert largest(lambda n: n, 100, start=8, end=8, points={16: 16}) == 8
+    assert largest(lambda n: n, 5, start=8, end=8, points={16: 16}) == 5
+
+
+def test_a_plan_with_a_larger_batch_or_length_than_usual() -> None:
+    """Its largest batch is the plan's at least where the plan fits; its length the context."""
+    wide = fits(str(POCKET_MODEL), 24, "lora", length=8, batch_size=2048, limits=True).rows[0]
+    assert wide.fits and wide.largest_batch >= 2048
+    long = fits(str(POCKET_MODEL), 24, "lora", length=1024, limits=True).rows[0]
+    assert long.largest_length == 512
 
 
 def test_largest_learns_from_earlier_searches() -> None:
@@ -251,6 +269,9 @@ def test_experts_that_are_not_quantized_are_named() -> None:
     attention, norms, router, embeddings = 64 * (64 + 32 + 32 + 64), 3 * 64, 4 * 64, 2 * 128 * 64
     assert table.unquantized == experts / (experts + attention + norms + router + embeddings)
     assert any("keep their dtype" in note for note in table.notes)
+    by_hand = {"peft_config": LoraConfig(target_modules="all-linear")}
+    by_hand["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True)
+    assert fits(config, "T4", "peft", length=64, **by_hand).unquantized == table.unquantized
     assert fits(config, "T4", "full", length=64).unquantized == 0
     assert fits("qwen3-0.6b", "T4", "qlora", length=64).unquantized == 0
 

@@ -348,8 +348,9 @@ def test_the_table() -> None:
     line = [sum(sample.bytes.values()) for sample in memory.timeline]
     assert max(line) == memory.peak
     assert [p for p in PHASES if p in {sample.phase for sample in memory.timeline}] == [*PHASES[1:]]
-    with pytest.raises(ValueError, match="Allowed are"):
-        memory.to_frame("MB")
+    for table in (memory.to_frame, memory.rows):
+        with pytest.raises(ValueError, match=r"'MB' is unknown\. Allowed are B, KiB"):
+            table("MB")
     with pytest.raises(ValueError, match="Allowed are"):
         memory.total("warmup")
     with pytest.raises(ValueError, match="schema"):

@@ -50,6 +50,37 @@ def test_field_accuracy_counts_each_field() -> None:
     assert accuracy.to_dict() == {"a": 0.25, "b": 0.25}
 
 
+def test_true_is_not_one() -> None:
+    """Python takes them for equal, JSON does not; 1 and 1.0 are one number to both."""
+    truth = ['{"urgent": true, "count": 1}'] * 3
+    said = ['{"urgent": 1, "count": true}', '{"urgent": true, "count": 1.0}', '{"urgent": false}']
+    assert metrics.field_accuracy(said, truth).to_dict() == pytest.approx(
+        {"urgent": 1 / 3, "count": 1 / 3}
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": ' + "1" * 5000 + "}", '{"a": ' * 100_000, "[1]", "a"],
+    ids=["digits", "deep", "list", "word"],
+)
+def test_what_is_no_record_to_python_is_none(text: str) -> None:
+    """A model that repeats a digit until it is cut off must not end the evaluation."""
+    assert metrics.json_record(text) is None
+    assert metrics.field_accuracy([text], ['{"a": 1}']).to_dict() == {"a": 0}
+
+
+def test_one_text_is_not_taken_for_a_list_of_letters(model, tokenizer) -> None:
+    """It would be answered letter by letter, and scored so."""
+    for function in (metrics.generate, metrics.token_loss, metrics.perplexity):
+        with pytest.raises(ValueError, match=r"'Hello' was given.*\[text\]"):
+            function(model, tokenizer, "Hello")
+    for metric in (metrics.exact_match, metrics.field_accuracy):
+        for pair in (("Hello", ["Hello"]), (["Hello"], "Hello")):
+            with pytest.raises(ValueError, match=r"'Hello' was given.*\[text\]"):
+                metric(*pair)
+
+
 def test_field_accuracy_names_a_bad_reference() -> None:
     """The wrong column as reference gives a clear error, not a score of zero."""
     with pytest.raises(ValueError, match="not a JSON object"):

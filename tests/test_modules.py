@@ -399,7 +399,7 @@ def test_tables_are_plain_and_safe() -> None:
     assert (
         frame["parameters"].sum()
         - frame.query("name == 'lm_head'")["parameters"].item()
-        + (table.rest_to_frame()["parameters"].sum())
+        + sum(rest.parameters for rest in table.rest)
         == table.parameters
     )
     assert "q_proj" in str(table)

@@ -101,6 +101,12 @@ def test_the_encoder_decoder_copies_from_its_input() -> None:
     assert scores["name"] > 0.8 and scores["day"] > 0.8, scores
 
 
+def test_what_python_cannot_read_has_no_value_right() -> None:
+    """A model early in its training may repeat a digit to the end, which must not end it."""
+    assert pretrain.values_copied('{"a": ' + "1" * 5000 + "}", '{"a": 1, "b": 2}') == [False] * 2
+    assert pretrain.values_copied('{"a": 1}', '{"a": 1, "b": 2}') == [True, False]
+
+
 def test_cards_hold_the_recorded_figures() -> None:
     """The card's figures come from the training's own record."""
     for folder in (POCKET_MODEL, POCKET_T5):

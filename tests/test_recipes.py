@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from transformers import MixtralConfig
+from transformers import Gemma3Config, Gemma3TextConfig, GPT2Config, MambaConfig, MixtralConfig
 
 from course_utils.paths import COURSE_ROOT
 from course_utils.throughput import flops_per_token, tokens_per_second
@@ -54,6 +54,26 @@ def test_flops_of_a_mixture_count_the_experts_that_a_token_visits() -> None:
     assert two - one == pytest.approx(6 * 2 * expert)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_leave_out_the_tables_of_embeddings(tied: bool) -> None:
+    """GPT-2 looks up positions as well as tokens; the head is a matrix, tied to a table or not."""
+    config = GPT2Config(
+        n_embd=64, n_layer=2, n_head=4, n_positions=512, vocab_size=96, tie_word_embeddings=tied
+    )
+    layer = 64 * 3 * 64 + 64 * 64 + 2 * 64 * 256  # attention's four matrices, and the two after it
+    attention = 3 * 4 * 2 * 64
+    assert flops_per_token(config, "full", length=1) == 6 * (2 * layer + 96 * 64) + attention
+
+
+def test_flops_of_a_model_for_pictures_are_those_of_its_text() -> None:
+    """A token of the text is not seen by the encoder of the pictures."""
+    text = Gemma3TextConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, vocab_size=96,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=16,
+    )  # fmt: skip
+    assert flops_per_token(Gemma3Config(text_config=text)) == flops_per_token(text)
+
+
 def test_speed_grows_with_gpus_and_their_use() -> None:
     assert tokens_per_second(1e9, "H100 80GB", gpus=2, utilisation=0.5) == pytest.approx(989e3)
 
@@ -63,6 +83,7 @@ def test_speed_grows_with_gpus_and_their_use() -> None:
     [
         (lambda: flops_per_token("llama-3.2-1b", "lorra"), "full, lora, qlora"),
         (lambda: flops_per_token("llama-3.2-1b", length=0), "from 1 on"),
+        (lambda: flops_per_token(MambaConfig()), "'mamba'.*Allowed are models that attend"),
         (lambda: tokens_per_second(0, "T4"), "above 0"),
         (lambda: tokens_per_second(1e9, "T4", utilisation=40), "share"),
         (lambda: tokens_per_second(1e9, "RTX 4090"), "L40S"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -89,4 +90,8 @@ def test_the_cost_of_every_lesson_is_on_record() -> None:
     assert found["lessons"].keys() == lessons
     assert all(cost["seconds"] > 0 for cost in found["lessons"].values())
     assert max(cost["peak_mib"] for cost in found["lessons"].values()) < 3 * 1024
+    readme = (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
+    for name, cost in found["lessons"].items():
+        (minutes,) = re.findall(rf"^\| {name[:2]} \|.*?\| (\d+) min \|", readme, flags=re.M)
+        assert abs(int(minutes) - cost["seconds"] / 60) < 1, f"{name}: mend the README's table"
     assert found["calibration_seconds"] > 0 and found["jobs"] in (1, 2)

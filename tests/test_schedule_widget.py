@@ -158,6 +158,12 @@ def test_every_end_of_every_slider_works(name) -> None:
     assert explorer.now.arguments["max_steps"] == 500
 
 
+def test_the_explorer_takes_a_short_training() -> None:
+    """A control that starts at more steps would show another schedule than was asked for."""
+    explorer = widgets.schedule_explorer(max_steps=5)
+    assert explorer.now.arguments["max_steps"] == len(explorer.now.rates) == 5
+
+
 def test_the_explorer_refuses_a_rate_of_zero() -> None:
     """The error comes from the call, not from inside a widget."""
     with pytest.raises(ValueError, match="above 0"):

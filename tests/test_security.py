@@ -169,6 +169,19 @@ def test_each_danger_is_noticed(code: str) -> None:
     assert not dangers("AutoModel.from_pretrained('x', trust_remote_code=False)\nyaml.safe_load(t)")
 
 
+def test_the_package_refuses_a_models_own_code() -> None:
+    """Without an explicit False transformers asks, and runs the code if the answer is yes."""
+    calls = [
+        (name, {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
+        for name, code in python_texts()
+        if name.startswith("course_utils/")
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained")
+    ]
+    assert len(calls) >= 5
+    assert not [name for name, given in calls if given.get("trust_remote_code") != "False"]
+
+
 def test_no_file_is_a_pickle_and_no_recipe_trusts_a_model() -> None:
     """Weights are safetensors; recipes, pages and command lines ask for no code of a model's."""
     suffixes = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz"}

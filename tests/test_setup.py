@@ -262,7 +262,8 @@ def test_make_says_what_it_can_do() -> None:
 
 def test_a_lesson_is_chosen_by_its_number() -> None:
     """make run NB=01, and a clear word for a number that does not exist."""
-    assert [path.name[:2] for path in run_lessons.lessons("01")] == ["01"]
+    for number in ("01", "1"):
+        assert [path.name[:2] for path in run_lessons.lessons(number)] == ["01"]
     assert len(run_lessons.lessons()) == len(list((COURSE_ROOT / "notebooks").glob("*.ipynb")))
     with pytest.raises(ValueError, match=r"The lessons are: 00, 01"):
         run_lessons.lessons("77")

@@ -350,6 +350,14 @@ def test_the_planner_says_what_does_not_fit():
     assert f"Fits: {', '.join(enough)}." in text(planner.numbers.value)
 
 
+@pytest.mark.parametrize("size", ["24", 24])
+def test_the_planner_takes_a_size_in_gib(size):
+    planner = widgets.memory_planner(str(POCKET_MODEL), size)
+    assert "Fits 24 GiB: it needs" in text(planner.numbers.value)
+    planner.controls["gpu"].value = "T4"
+    assert "Fits T4: it needs" in text(planner.numbers.value) and planner.status.value == ""
+
+
 @pytest.mark.parametrize("method", list(CONFIGS))
 def test_the_plan_code_makes_what_was_simulated(method, tmp_path):
     code = widgets.plan_code(method, batch_size=2, length=128, gradient_checkpointing=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -297,6 +299,34 @@ def test_a_copy_that_was_broken_off_is_noticed(tmp_path: Path) -> None:
     done = start(tmp_path, "--into", str(tmp_path / "course"))
     assert done.returncode == 1
     assert "missing or cut off. Copy the workshop's folder again" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off", "overwritten", "disk full"])
+def test_a_course_that_cannot_be_unpacked_leaves_nothing(tmp_path, monkeypatch, damage) -> None:
+    """A learner reads one sentence, and the next try starts anew."""
+    monkeypatch.setattr(workshop_start, "HERE", tmp_path)
+    source, course = tmp_path / f"{workshop.NAME}.zip", tmp_path / "home" / "course"
+    with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{workshop.NAME}/course_utils/a.py", "".join(map(str, range(999))))
+    data, says = source.read_bytes(), "missing or cut off. Copy the workshop's folder again"
+    if damage == "missing":
+        source.unlink()
+    elif damage == "cut off":
+        source.write_bytes(data[:-30])
+    elif damage == "overwritten":  # the list at its end is whole
+        source.write_bytes(data[:100] + bytes(200) + data[300:])
+    else:
+        full, says = OSError(errno.ENOSPC, "No space left on device"), "got full"
+        monkeypatch.setattr(zipfile.ZipFile, "extractall", Mock(side_effect=full))
+    with pytest.raises(workshop_start.Refusal, match=says):
+        workshop_start.unpack(course)
+    assert not course.exists() and not course.with_name("course.part").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(workshop_start, "HERE", tmp_path)
+    source.write_bytes(data)
+    workshop_start.unpack(course)
+    assert [path.name for path in course.parent.iterdir()] == ["course"]
+    assert (course / "course_utils" / "a.py").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

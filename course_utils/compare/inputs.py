@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import platform
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
+from transformers.utils import cached_file, extract_commit_hash
 
 from course_utils import data, hardware
 from course_utils.compare.experiment import Experiment
@@ -66,11 +68,16 @@ def load_inputs(experiment: Experiment) -> Inputs:
 
 
 def model_fingerprint(path: str) -> str:
-    """Return a hash that changes with the base model: of its files, or its commit on the hub."""
+    """Return a hash that changes with the base model: of its files, or its commit on the hub.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: as `load_config`, if there is no such model.
+    """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        commit = getattr(load_config(path), "_commit_hash", None)
-        return f"{path}@{commit}"
+        load_config(path)  # says in plain words what is wrong with a name
+        # The cache keeps each commit in a folder of its own, whose name is the commit.
+        return f"{path}@{extract_commit_hash(cached_file(path, 'config.json'), None)}"
     digest = hashlib.sha256()
     for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")):
         digest.update(file.name.encode())
@@ -115,7 +122,7 @@ def _from_folder(folder: Path) -> tuple[dict[str, Dataset], list[str]]:
 
 def _rows(file: Path, columns: tuple[str, ...]) -> Dataset:
     with data.no_progress_bars():
-        rows = load_dataset("json", data_files=str(file), split="train")
+        rows = load_dataset("json", data_files=glob.escape(str(file)), split="train")
     missing = [column for column in columns if column not in rows.column_names]
     if missing or not len(rows):
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,7 @@ def table(output_dir: str | Path, keys: Collection[str] | None = None) -> pd.Dat
     Raises:
         FileNotFoundError: if there are no results.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for result in load(output_dir, keys):
-        groups.setdefault((result["name"], _setting(result)), []).append(result)
-    names = [name for name, _ in groups]
-    rows = {}
-    for (name, setting), results in groups.items():
-        label = name if names.count(name) == 1 else f"{name} [{setting[:6]}]"
-        rows[label] = _row(results)
+    rows = {label: _row(results) for label, results in _labelled(load(output_dir, keys)).items()}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "experiment"
     return frame[_ordered(list(frame.columns))]
@@ -133,7 +126,8 @@ def curves(
 ) -> dict[str, pd.DataFrame]:
     """Return the curves of each experiment: losses in nats per token, indexed by step.
 
-    A column is a seed. `kind` is "loss", the training's, or "validation_loss".
+    A column is a seed. `kind` is "loss", the training's, or "validation_loss". Experiments are
+    named as the rows of `table` are.
 
     Raises:
         ValueError: if there is no such kind.
@@ -141,13 +135,23 @@ def curves(
     """
     if kind not in ("loss", "validation_loss"):
         raise ValueError(f"kind={kind!r}. Allowed are 'loss' and 'validation_loss'.")
-    lines: dict[str, dict[str, pd.Series]] = {}
-    for result in load(output_dir, keys):
-        if result.get(kind):
-            steps, losses = zip(*result[kind], strict=True)
-            seeds = lines.setdefault(result["name"], {})
-            seeds[f"seed {result['seed']}"] = pd.Series(losses, index=steps)
-    return {name: pd.DataFrame(seeds) for name, seeds in lines.items()}
+    lines = {
+        label: {f"seed {r['seed']}": pd.Series(dict(r[kind])) for r in results if r.get(kind)}
+        for label, results in _labelled(load(output_dir, keys)).items()
+    }
+    return {label: pd.DataFrame(seeds) for label, seeds in lines.items() if seeds}
+
+
+def _labelled(results: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return results by experiment; those of one name in different settings are told apart."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["name"], _setting(result)), []).append(result)
+    names = [name for name, _ in groups]
+    return {
+        name if names.count(name) == 1 else f"{name} [{setting[:6]}]": results
+        for (name, setting), results in groups.items()
+    }
 
 
 def _figure(row: pd.Series, name: str) -> str:

@@ -105,7 +105,7 @@ def chosen(
 
 def at_rate(experiment: Experiment, learning_rate: float) -> Experiment:
     """Return a variant at this learning rate, of the same method, under a name that says it."""
-    name = f"{experiment.method}, lr {learning_rate:.2g}"
+    name = f"{experiment.name}, lr {learning_rate:.2g}"
     return dataclasses.replace(experiment.with_training(learning_rate=learning_rate), name=name)
 
 
@@ -133,7 +133,7 @@ def sweep(
 def _at_rates(experiment: Experiment, steps: Iterable[int]) -> list[Experiment]:
     """Return variants so many steps from the experiment's own rate, with its first seed."""
     start = experiment.training.get("learning_rate")
-    if not isinstance(start, float) or start <= 0:
+    if isinstance(start, bool) or not isinstance(start, int | float) or start <= 0:
         raise ValueError(
             f"Experiment {experiment.name!r} has the learning rate {start!r}. A sweep starts at a "
             "number above 0: set it in training."

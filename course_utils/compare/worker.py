@@ -129,7 +129,7 @@ def _run(
         hardware.mend_bitsandbytes()
     path = build.model_path(experiment)
     cuda = torch.cuda.is_available()
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.pad_token is None:  # as SFTTrainer does, but a batch is padded before it is made
         tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
@@ -137,6 +137,7 @@ def _run(
         dtype=experiment.dtype,
         quantization_config=quantization,
         device_map={"": 0} if cuda else None,
+        trust_remote_code=False,
     )
     before = metrics.token_loss(model, tokenizer, inputs.heldout) if inputs.heldout else None
 

@@ -47,6 +47,11 @@ def check(
         for split in held_out:
             split.name = "eval" if len(held_out) == 1 else f"eval {split.name}"
         splits += held_out
+    names: set[str] = set()
+    for split in splits:
+        while split.name in names:
+            split.name += " (2)"
+        names.add(split.name)
     if not splits:
         raise ValueError(
             "check was given a dict without splits. It takes splits such as {'train': ..., "
@@ -63,7 +68,7 @@ def check(
             one.found.add("format_differs", example={"here": one.form.name, "first": form.name})
         if place == 0 or one.form.name != form.name:
             _note_format(one)
-        findings += one.found.findings()
+        findings += [*one.found.findings(), *one.of_files]
     whole = Collector("", max_rows)
     if tokenizer is None:
         whole.add("not_checked")
@@ -95,6 +100,7 @@ class _Checked:
     columns: Sequence[str]
     rows: int
     found: Collector
+    of_files: Sequence[Finding]
 
 
 def _validate(tokenizer: Any, max_length: int | None) -> Any:
@@ -152,9 +158,13 @@ def _check_split(split: Split, place: int, repeats: Repeats, settings: _Settings
     as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
     if as_json:
         found.add("json_column", example=as_json)
-    for line, reason in split.broken:
-        found.add("broken_line", line, reason)
-    return _Checked(form, columns, count, found)
+    of_files: list[Finding] = []
+    for file, faults_of_file in split.faults.items():  # a finding each: lines count in one file
+        of_file = Collector(split.name, settings.max_rows)
+        for code, line, reason in faults_of_file:
+            of_file.add(code, line, f"{file}: {reason}" if file else reason)
+        of_files += of_file.findings()
+    return _Checked(form, columns, count, found, of_files)
 
 
 def _note_format(checked: _Checked) -> None:

@@ -1,48 +1,34 @@
-"""Rows from anything that holds a dataset, one after another and without changing them.
-
-Files are read here rather than with `datasets.load_dataset`, which stops at the first bad line and
-needs every column to be of one type: a check has to see the rows as they stand in the file.
-"""
+"""Rows from anything that holds a dataset, one after another and without changing them."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from course_utils.dataset_check.parsing import KINDS, SUFFIXES, Faults, is_rows, rows_of, suffix_of
 from course_utils.dataset_check.report import quote
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-KINDS = f"{', '.join(SUFFIXES)} (also with .gz)"
-# What pandas, and so load_dataset("csv"), reads as a missing value.
-CSV_MISSING = frozenset(
-    "#N/A;#N/A N/A;#NA;-1.#IND;-1.#QNAN;-NaN;-nan;1.#IND;1.#QNAN;<NA>;N/A;NA;NULL;NaN;None;n/a;nan;"
-    "null;".split(";")  # the last one is the empty cell
-)
-WRAPPERS = ("data", "rows", "train", "examples", "instances")
 HELD_OUT = {"valid": 1, "val": 1, "dev": 1, "eval": 2, "test": 3}  # the order after training
 MEDIA = (datasets.Image, datasets.Audio, datasets.Video)
 
 
 @dataclass
 class Split:
-    """The rows of one split; `broken` fills with (line number, reason) while they are read."""
+    """The rows of one split; `faults` fills while they are read.
+
+    It has the faults of each file by its name, which is "" where there is one file only.
+    """
 
     name: str
     rows: Iterable[Any]
     columns: list[str] = field(default_factory=list)
     features: dict[str, Any] = field(default_factory=dict)
-    broken: list[tuple[int, str]] = field(default_factory=list)
+    faults: dict[str, Faults] = field(default_factory=dict)
 
 
 def open_splits(dataset: object) -> tuple[str, list[Split]]:
@@ -56,14 +42,10 @@ def open_splits(dataset: object) -> tuple[str, list[Split]]:
     if isinstance(dataset, str | Path):
         return _from_path(dataset)
     if isinstance(dataset, dict):
-        if any(isinstance(v, list) and not _is_rows(v) for v in dataset.values()):
+        if any(isinstance(v, list) and not is_rows(v) for v in dataset.values()):
             return "dict of columns", [_from_columns(dataset)]
         return type(dataset).__name__, _sorted([_named(k, v) for k, v in dataset.items()])
     return type(dataset).__name__, [_named("train", dataset)]
-
-
-def _is_rows(value: list[Any]) -> bool:
-    return all(isinstance(row, dict) for row in value)
 
 
 def _from_columns(columns: dict[str, list[Any]]) -> Split:
@@ -140,7 +122,7 @@ def _from_path(given: str | Path) -> tuple[str, list[Split]]:
         or given[:1] in ("/", ".", "~", "")
         or "\\" in given
     )
-    if looks_local or _suffix(path) in SUFFIXES:
+    if looks_local or suffix_of(path) in SUFFIXES:
         raise FileNotFoundError(
             f"No file or folder at '{given}'. check takes a file that ends in {KINDS}, a folder of "
             "such files, or a hub id such as 'owner/name'. Check the path."
@@ -157,20 +139,16 @@ def _from_path(given: str | Path) -> tuple[str, list[Split]]:
     return str(given), _sorted(_named(name, rows) for name, rows in loaded.items())
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.lower().removesuffix(".gz")).suffix
-
-
 def _from_folder(folder: Path) -> list[Split]:
     """Return a split for each name of file; `x-00000-of-00002` and its likes are one."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         loaded = datasets.load_from_disk(str(folder))
         splits = loaded if isinstance(loaded, dict) else {"train": loaded}
         return _sorted(_named(name, rows) for name, rows in splits.items())
-    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and _suffix(f) in SUFFIXES]
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and suffix_of(f) in SUFFIXES]
     files = [f for f in files if not any(p.startswith(".") for p in f.relative_to(folder).parts)]
     # A .json beside files of another kind describes them.
-    files = [f for f in files if _suffix(f) != ".json"] or files
+    files = [f for f in files if suffix_of(f) != ".json"] or files
     if not files:
         raise FileNotFoundError(
             f"The folder '{folder}' holds no data file. check reads {KINDS}. Name the folder that "
@@ -185,109 +163,7 @@ def _from_folder(folder: Path) -> list[Split]:
 
 def _from_files(name: str, paths: list[Path]) -> Split:
     split = Split(name, ())
-    split.rows = (row for path in paths for row in _whole(path, split.broken))
+    split.faults = {path.name if len(paths) > 1 else "": [] for path in paths}
+    read = zip(paths, split.faults.values(), strict=True)
+    split.rows = (row for path, faults in read for row in rows_of(path, faults))
     return split
-
-
-def _whole(path: Path, broken: list[tuple[int, str]]) -> Iterator[Any]:
-    try:
-        yield from _read(path, broken)
-    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"'{path}' cannot be read to its end ({error}). A data file must be whole and of the "
-            "kind that its name says. Fetch it again (a Git LFS pointer is a few lines of text), "
-            "or rename it."
-        ) from error
-
-
-def _read(path: Path, broken: list[tuple[int, str]]) -> Iterator[Any]:
-    suffix = _suffix(path)
-    if suffix == ".parquet":
-        return _read_parquet(path)
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(path, "\t" if suffix == ".tsv" else ",", broken)
-    if suffix in SUFFIXES:
-        return _read_json(path, broken)
-    raise ValueError(
-        f"'{path}' ends in '{suffix}'. check reads {KINDS}. Convert the file, or load it with "
-        "datasets.load_dataset and pass the result."
-    )
-
-
-def _open(path: Path) -> IO[str]:
-    # Bytes that are not UTF-8 become U+FFFD, which is a finding of its own.
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
-    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
-        try:
-            yield from batch.to_pylist()
-        except ValueError as error:  # bytes in a text that are not UTF-8, two fields of one name
-            raise pa.ArrowInvalid(str(error)) from error
-
-
-def _read_csv(
-    path: Path, delimiter: str, broken: list[tuple[int, str]]
-) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    with _open(path) as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = next(reader, [])
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                broken.append((reader.line_num, str(error)))
-                continue
-            if len(cells) == len(header):
-                values = [None if cell in CSV_MISSING else cell for cell in cells]
-                yield dict(zip(header, values, strict=True))
-            elif cells:
-                reason = f"{len(cells)} cells, the header has {len(header)}"
-                broken.append((reader.line_num, reason))
-
-
-def _read_json(path: Path, broken: list[tuple[int, str]]) -> Iterator[Any]:
-    """Yield the rows of JSON lines or of one JSON document, whatever the file is called."""
-    with _open(path) as file:
-        lines = (line for line in file if line.strip())
-        first, second = next(lines, ""), next(lines, "")
-    if not first:
-        return
-    start = _parse(first)
-    if not second or not isinstance(start, dict):
-        with _open(path) as file:
-            document = _parse(file.read())
-        if not isinstance(document, Exception):
-            yield from _document_rows(document)
-            return
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            row = _parse(line) if line.strip() else None
-            if isinstance(row, dict):
-                yield row
-            elif isinstance(row, Exception):
-                broken.append((number, f"{row}: {line.strip()[:60]}"))
-            elif line.strip():
-                broken.append((number, f"not an object: {line.strip()[:60]}"))
-
-
-def _parse(text: str) -> Any:
-    """Return the parsed JSON, or the exception that says why not."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return error
-
-
-def _document_rows(document: Any) -> list[Any]:
-    if not isinstance(document, dict):
-        return document if isinstance(document, list) else [document]
-    for key in WRAPPERS:
-        if isinstance(document.get(key), list) and _is_rows(document[key]):
-            return document[key]
-    return [document]

@@ -22,6 +22,11 @@ RULES: dict[str, Rule] = {
         "Lines of the file that cannot be read as a row; load_dataset stops at the first.",
         "Mend or delete these lines. Row numbers in this report count the readable lines only.",
     ),
+    "wrapped_rows": Rule(
+        "error",
+        "The rows stand in one object, under a key; load_dataset makes one row of it all.",
+        "Name the key: load_dataset('json', data_files=..., field=...). Or write one row a line.",
+    ),
     "empty_dataset": Rule(
         "error",
         "There are no rows; SFTTrainer stops with an empty StopIteration.",
@@ -137,6 +142,12 @@ RULES: dict[str, Rule] = {
         "warning",
         "Prompts that an earlier split also holds, with another answer.",
         "Split by prompt, so that no prompt stands in two splits.",
+    ),
+    "repeated_column": Rule(
+        "warning",
+        "Several columns have one name; load_dataset keeps it for the first, and calls the second "
+        "of 'text', say, 'text.1'.",
+        "Give each column of the header a name of its own.",
     ),
     "duplicate": Rule(
         "warning",

@@ -120,13 +120,14 @@ def _fits_here(answer: Iterable[str], planned: pd.DataFrame) -> tuple[bool, str]
 
 @exercise("08-choice")
 def _choice(answer: str, winners: pd.DataFrame) -> tuple[bool, str]:
-    peak, quality = winners["peak MiB"], winners["fields, unseen"]
-    frugal = peak <= 1.03 * peak.min()
-    if answer == quality[frugal].idxmax():
-        return True, f"{frugal.sum()} of the methods are so frugal, and this one is best."
-    if answer in winners.index and not frugal[answer]:
-        return False, f"{answer} takes {peak[answer] / peak.min() - 1:.0%} more than the lowest."
-    return False, "first keep the rows with a low enough peak, then take the best of them."
+    right, forgotten = winners["exact match"], winners["forgetting"]
+    good = right >= right.max() - 0.02
+    if answer == forgotten[good].idxmin():
+        return True, f"{good.sum()} of the methods are so good, and this one forgets least."
+    if answer in winners.index and not good[answer]:
+        behind = 100 * (right.max() - right[answer])
+        return False, f"{answer} is {behind:.1f} points below the best."
+    return False, "first keep the rows that are good enough, then take the one that forgets least."
 
 
 @exercise("08-peeking")

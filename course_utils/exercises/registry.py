@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 
@@ -38,7 +39,7 @@ def exercise(key: str) -> Callable[[Check], Check]:
 
 
 def keys() -> list[str]:
-    """Return the keys of all exercises, such as "00-trainable", in the order of the lessons."""
+    """Return the keys of all exercises, such as "00-rank", in the order of the lessons."""
     return sorted(_CHECKS)
 
 
@@ -48,13 +49,22 @@ def check(key: str, answer: Any, **measured: Any) -> Verdict:
     `measured` are values from the lesson that the check compares with, named in the lesson's cell.
 
     Raises:
-        ValueError: if there is no exercise of that key.
+        ValueError: if there is no exercise of that key, or `measured` are not what its check takes.
     """
     if key not in _CHECKS:
         raise ValueError(
             f"There is no exercise {key!r}. The exercises are: {', '.join(keys())}. "
             "Use the key that stands in the lesson's cell."
         )
+    takes = signature(_CHECKS[key])
+    try:
+        takes.bind(answer, **measured)
+    except TypeError as error:  # the cell's fault, which must not look like a wrong answer
+        names = ", ".join(list(takes.parameters)[1:])
+        raise ValueError(
+            f"check({key!r}, ...) was given {', '.join(measured) or 'nothing'} beside the answer; "
+            f"it takes {names or 'nothing'}. Write this call as it stands in the lesson's cell."
+        ) from error
     if answer is ...:
         return Verdict("unanswered", "put your answer in place of the three dots and run the cell.")
     try:

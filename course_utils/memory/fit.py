@@ -194,7 +194,8 @@ def fits(
             remedy = search.advice(gpu) if advice else ((), ())
             rows.append(Fit(gpu, method, memory, overhead.of(memory.peak), *largest, *remedy))
     rows.sort(key=lambda row: chosen.index(row.gpu))
-    quantizes = any(method in ("qlora", "int8") for method in wanted)
+    quantized = options.get("quantization_config") is not None
+    quantizes = quantized or not {"qlora", "int8"}.isdisjoint(wanted)
     return Fits(tuple(rows), overhead, _share_of_experts(config) if quantizes else 0.0)
 
 

@@ -61,6 +61,9 @@ GPUS = (
 )
 
 
+LARGEST = 1000  # GiB; larger numbers are names, such as 4090
+
+
 @dataclass(frozen=True)
 class GPUTable:
     """GPUs as a table."""
@@ -91,10 +94,10 @@ def find_gpu(name: str | float | GPU) -> GPU:
     """Return the GPU of a name, such as "T4", "rtx4090" or "A100 80GB".
 
     Spaces, punctuation and case do not matter, and a part of the name does where it fits one GPU
-    only. A number is a GPU with that many GiB; a `GPU` is returned as it is.
+    only. A number below 1000 is a GPU with that many GiB; a `GPU` is returned as it is.
 
     Raises:
-        ValueError: if no GPU, or more than one, has such a name, or if the number is not positive.
+        ValueError: if no GPU, or more than one, has such a name, or if the number is no such size.
     """
     if isinstance(name, GPU):
         return name
@@ -102,10 +105,12 @@ def find_gpu(name: str | float | GPU) -> GPU:
         memory = float(name)
     except (TypeError, ValueError):
         return _by_name(str(name))
-    if not 0 < memory < float("inf"):
+    if isinstance(name, str) and memory >= LARGEST:  # "4090" is a name
+        return _by_name(name)
+    if not 0 < memory < LARGEST:
         raise ValueError(
-            f"A GPU with {name} GiB was given. It needs a size above 0. Give its memory in GiB, "
-            "such as 24."
+            f"A GPU with {name} GiB was given. It needs a size above 0 and below {LARGEST}. Give "
+            "its memory in GiB, such as 24."
         )
     return GPU(f"{memory:g} GiB", memory)
 
@@ -113,7 +118,8 @@ def find_gpu(name: str | float | GPU) -> GPU:
 def _by_name(name: str) -> GPU:
     wanted = _key(name)
     matches = [gpu for gpu in GPUS if _key(gpu.name) == wanted]
-    matches = matches or [gpu for gpu in GPUS if wanted and wanted in _key(gpu.name)]
+    if not matches and not re.fullmatch(r"\d+gi?b|", wanted):  # many have 16 GB, few say so
+        matches = [gpu for gpu in GPUS if wanted in _key(gpu.name)]
     if len(matches) == 1:
         return matches[0]
     names = ", ".join(gpu.name for gpu in matches or GPUS)

@@ -105,7 +105,7 @@ class Search:
             lambda n: self.needed({**self.plan, "batch_size": n}),
             gpu.bytes,
             start=self.plan["batch_size"],
-            end=LARGEST_BATCH,
+            end=max(LARGEST_BATCH, self.plan["batch_size"]),
             points=self.batches,
         )
         if self.plan["length"] % unit == 0:  # a point that is known
@@ -255,8 +255,9 @@ def largest(
     among the points that were asked; `points` has those of earlier searches, and keeps the new.
     """
     points = {} if points is None else points
-    low = max((n for n, held in points.items() if held <= limit), default=0)
-    high = min((n for n, held in points.items() if held > limit), default=end + 1)
+    known = {n: held for n, held in points.items() if n <= end}
+    low = max((n for n, held in known.items() if held <= limit), default=0)
+    high = min((n for n, held in known.items() if held > limit), default=end + 1)
     asked = 0
     while high - low > 1:
         near = sorted(points, key=lambda n: abs(points[n] - limit))[:2]

@@ -29,6 +29,14 @@ def size_text(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
+def _unit_size(unit: str) -> int:
+    if unit not in UNITS:
+        raise ValueError(
+            f"unit={unit!r} is unknown. Allowed are {', '.join(UNITS)}. Choose one of these."
+        )
+    return UNITS[unit]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One point in the life of a step: its phase, and the bytes that live there by category."""
@@ -98,12 +106,11 @@ class StepMemory:
         Raises:
             ValueError: if the unit is unknown.
         """
-        if unit not in UNITS:
-            raise ValueError(f"unit={unit!r} is unknown. Allowed are {', '.join(UNITS)}.")
+        size = _unit_size(unit)
         frame = pd.DataFrame.from_dict(self.phases, orient="index", columns=list(CATEGORIES))
         frame["sum"] = frame.sum(axis=1)
         frame.index.name = "phase"
-        return frame if unit == "B" else frame / UNITS[unit]
+        return frame if size == 1 else frame / size  # bytes stay whole numbers
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, in bytes; `from_dict` reads it back. The timeline is left out."""
@@ -127,8 +134,12 @@ class StepMemory:
         return cls(**{name: data[name] for name in names})
 
     def rows(self, unit: str = "MiB") -> list[tuple[str, ...]]:
-        """Return the table as text: a row a category that is used, a column a phase."""
-        size = UNITS[unit]
+        """Return the table as text: a row a category that is used, a column a phase.
+
+        Raises:
+            ValueError: if the unit is unknown.
+        """
+        size = _unit_size(unit)
         rows = [
             (name, *(f"{self.phases[phase][name] / size:,.1f}" for phase in self.phases))
             for name in CATEGORIES

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from course_utils.plots.style import MARKERS, PALETTE, figure_axes
+from course_utils.plots.style import MARKERS, PALETTE, figure_axes, label_plainly
+
+# What the numbers of a column are, where its name does not say so.
+UNITS = {
+    "exact match": "share of messages",
+    "fields, unseen": "share that is right",
+    "forgetting": "nats per token",
+    "loss": "nats per token",
+    "trainable": "parameters",
+}
 
 
 def pareto_front(
@@ -42,9 +51,9 @@ def trade_off(
 ) -> Figure:
     """Return a quality over a cost, a point per row of a comparison's table.
 
-    Bars show the spread over seeds (columns with ±); the line joins the Pareto front: the rows that
-    no other beats. `log` makes the cost's axis logarithmic; `lower_is_better` is for a loss or a
-    forgetting in the place of the quality.
+    Bars show the spread over seeds (columns with ±); a line joins the Pareto front, the rows that
+    no other beats, if it has more than one. `log` makes the cost's axis logarithmic;
+    `lower_is_better` is for a loss or a forgetting in the place of the quality.
 
     Raises:
         ValueError: if the table lacks a column, or no row has both figures.
@@ -59,7 +68,8 @@ def trade_off(
     front = pareto_front(known, cost, quality, lower_is_better)
     figure, axes = figure_axes(4.0)
     line = known.loc[front]
-    axes.plot(line[cost], line[quality], color="#999999", zorder=0, label="Pareto front")
+    if len(front) > 1:
+        axes.plot(line[cost], line[quality], color="#999999", zorder=0, label="Pareto front")
     for i, (name, row) in enumerate(known.iterrows()):
         colour = PALETTE[i % len(PALETTE)]
         axes.errorbar(
@@ -84,7 +94,7 @@ def trade_off(
     if log:
         axes.set_xscale("log")
     axes.margins(0.08)
-    axes.set(title=title or f"{quality} and {cost}", xlabel=cost, ylabel=quality)
+    axes.set(title=title or f"{quality} and {cost}", xlabel=_label(cost), ylabel=_label(quality))
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
     return figure
 
@@ -128,6 +138,7 @@ def loss_bands(curves: Mapping[str, pd.DataFrame], title: str = "Loss", log: boo
         )
     if log:
         axes.set_yscale("log")
+        label_plainly(axes.yaxis)
     axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
     return figure
@@ -140,6 +151,10 @@ def summarise_bands(curves: Mapping[str, pd.DataFrame]) -> str:
         for name, last in ((name, seeds.iloc[-1]) for name, seeds in curves.items())
     ]
     return f"At the end, mean over seeds and range: {'; '.join(ends)}."
+
+
+def _label(column: str) -> str:
+    return f"{column} ({UNITS[column]})" if column in UNITS else column
 
 
 def _marker(number: int) -> str:

@@ -9,20 +9,13 @@ import pandas as pd
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from course_utils.plots.style import MARKERS, PALETTE, figure_axes
+from course_utils.plots.style import MARKERS, PALETTE, PlainNumbers, figure_axes, label_plainly
 
 if TYPE_CHECKING:
     from course_utils.quantization import QuantizationReport
-
-
-class _PlainNumbers(LogFormatter):
-    """Labels 0.1, 1, 10, where LogFormatter writes 1e-01 beside 1."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def loss_curves(
@@ -98,12 +91,10 @@ def sweep(
     settings = sorted({x for line in lines.values() for x in line.index})
     if "x" in log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(_PlainNumbers())
+        axes.xaxis.set_major_formatter(PlainNumbers())
     if "y" in log:
         axes.set_yscale("log")
-        # Within a power of ten there would be one number at most.
-        axes.yaxis.set_major_formatter(_PlainNumbers())
-        axes.yaxis.set_minor_formatter(_PlainNumbers(minor_thresholds=(1, 0.4)))
+        label_plainly(axes.yaxis)
     if len(settings) <= 8:  # as they were set, instead of powers of ten
         axes.set_xticks(settings, [f"{x:g}" for x in settings])
         axes.xaxis.set_minor_locator(NullLocator())

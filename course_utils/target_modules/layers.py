@@ -104,7 +104,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
             kind = "head" if module is output else _kind(name, module, outer, outside)
             layers.append(_layer(name, module, kind, outer))
         else:
-            layers += _parameters(name, module, outer)
+            layers += _parameters(name, module)
     return layers
 
 
@@ -148,7 +148,7 @@ def _is_plain(module: nn.Linear) -> bool:
     return quantized or type(module).__name__ in LINEAR_FORWARDS
 
 
-def _parameters(name: str, module: nn.Module, outer: list[nn.Module]) -> Iterator[Layer]:
+def _parameters(name: str, module: nn.Module) -> Iterator[Layer]:
     """Yield the expert tensors and router matrices that a module holds as bare parameters."""
     owner = type(module).__name__
     for leaf, parameter in module.named_parameters(recurse=False):

@@ -140,12 +140,6 @@ class TargetTable:
         }
         return pd.DataFrame(columns)
 
-    def rest_to_frame(self) -> pd.DataFrame:
-        """Return the parameters that are in no target, by reason."""
-        names = ["why", "tensors", "parameters", "examples"]
-        rows = [(r.why, r.tensors, r.parameters, ", ".join(r.examples)) for r in self.rest]
-        return pd.DataFrame(rows, columns=names)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the table as plain data, ready for JSON; the layers' whole names are left out."""
         plain = asdict(self)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import datasets
 import ipywidgets
 import pandas as pd
 import torch
@@ -55,7 +54,9 @@ def lora_training(
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), _no_bars():
         set_seed(0)
         trainer = SFTTrainer(
-            model=AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32),
+            model=AutoModelForCausalLM.from_pretrained(
+                base.path, dtype=torch.float32, trust_remote_code=False
+            ),
             args=SFTConfig(
                 output_dir=folder,
                 max_steps=steps,
@@ -73,7 +74,7 @@ def lora_training(
                 seed=0,
             ),
             train_dataset=rows.select(range(min(len(rows), 8 * steps))),
-            processing_class=AutoTokenizer.from_pretrained(base.path),
+            processing_class=AutoTokenizer.from_pretrained(base.path, trust_remote_code=False),
             peft_config=config,
             callbacks=[_Steps(on_step)] if on_step else None,
         )
@@ -86,15 +87,13 @@ def lora_training(
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Switch the libraries' progress bars off: they would land under whichever cell ran last."""
-    ours = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with data.no_progress_bars():
+            yield
     finally:
-        if ours[0]:
-            datasets.enable_progress_bars()
-        if ours[1]:
+        if shown:
             logging.enable_progress_bar()
 
 

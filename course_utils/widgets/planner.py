@@ -12,11 +12,11 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from course_utils import configs, plots
-from course_utils.memory import GPUS, OPTIMIZERS, Fits, find_gpu, fits
+from course_utils.memory import GPU, GPUS, OPTIMIZERS, Fits, find_gpu, fits
 from course_utils.memory.table import size_text
 from course_utils.widgets.shell import Explorer, before_and_now, call, control
 
-LORA = {"r": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 NF4 = {
     "load_in_4bit": True,
     "bnb_4bit_quant_type": "nf4",
@@ -73,7 +73,7 @@ def plan_fits(model: str, method: str, **options: Any) -> Fits:
     )
 
 
-def verdict(plan: Fits, gpu: str) -> str:
+def verdict(plan: Fits, gpu: str | GPU) -> str:
     """Return in a sentence whether a plan fits a GPU, and what is missing or left.
 
     Raises:
@@ -90,12 +90,13 @@ def verdict(plan: Fits, gpu: str) -> str:
 class MemoryPlanner(Explorer):
     """The memory planner; `plans` keeps what was simulated, by setting."""
 
-    def __init__(self, model: str, gpu: str) -> None:
+    def __init__(self, model: str, gpu: GPU) -> None:
+        self.gpus = {one.name: one for one in (*GPUS, gpu)}  # a size in GiB comes last
         self.plans: dict[tuple[Any, ...], Fits] = {}
         self.now: Fits | None = None
         slider, menu = ipywidgets.SelectionSlider, ipywidgets.Dropdown
         models = list(dict.fromkeys([*configs.shipped(), model]))
-        gpus = [(f"{one.name} ({one.memory:.1f} GiB)", one.name) for one in GPUS]
+        gpus = [(f"{one.name} ({one.memory:.1f} GiB)", name) for name, one in self.gpus.items()]
         controls = {
             "model": control(menu, "model", model, models),
             "method": control(menu, "method", "qlora", list(CONFIGS)),
@@ -103,7 +104,7 @@ class MemoryPlanner(Explorer):
             "length": control(slider, "length", 1024, [2**n for n in range(7, 16)]),
             "gradient_checkpointing": control(ipywidgets.Checkbox, "gradient checkpointing", True),
             "optimizer": control(menu, "optimizer", "adamw_torch_fused", OPTIMIZERS),
-            "gpu": control(menu, "GPU", gpu, gpus),
+            "gpu": control(menu, "GPU", gpu.name, gpus),
         }
         super().__init__(controls)
 
@@ -114,10 +115,10 @@ class MemoryPlanner(Explorer):
         if key not in self.plans:
             self.say("simulating a training step ...")
             self.fade(self.numbers, self.picture)
-            self.plans[key] = plan_fits(model, method, **plan)
+            self.plans[key] = plan_fits(model, method, gpus=self.gpus.values(), **plan)
         before, self.now = self.now, self.plans[key]
         text = plan_code(method, **plan)
-        said = f"<p><b>{escape(verdict(self.now, gpu))}</b></p>"
+        said = f"<p><b>{escape(verdict(self.now, self.gpus[gpu]))}</b></p>"
         self.tell(said + _where(self.now), text)
         if before is not self.now:
             bars = {
@@ -126,18 +127,19 @@ class MemoryPlanner(Explorer):
             self.draw(plots.memory_bars(bars), plots.summarise_memory(bars))
 
 
-def memory_planner(model: str = "llama-3.1-8b", gpu: str = "T4") -> MemoryPlanner:
+def memory_planner(model: str = "llama-3.1-8b", gpu: str | float = "T4") -> MemoryPlanner:
     """Return controls for a training plan, with its memory and where it fits, as a widget.
 
     It shows what `plan_fits` and `plan_code` return. `model` is a name that the course ships a
     config for, or anything else that `configs.load_config` takes; it is the first of the menu.
+    `gpu` is a name or a size in GiB.
 
     Raises:
         ValueError: if there is no such GPU.
         FileNotFoundError, RuntimeError: as `configs.load_config`.
     """
     configs.load_config(model)
-    return MemoryPlanner(model, find_gpu(gpu).name)
+    return MemoryPlanner(model, find_gpu(gpu))
 
 
 def _where(plan: Fits) -> str:

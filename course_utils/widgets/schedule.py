@@ -173,7 +173,7 @@ class ScheduleExplorer(Explorer):
             "lr_scheduler_type": control(menu, "schedule", "cosine", SCHEDULES),
             "learning_rate": control(slider, "learning rate", learning_rate, peaks),
             "max_steps": control(
-                whole, "steps", max_steps, min=10, max=max(500, max_steps), step=10
+                whole, "steps", max_steps, min=min(10, max_steps), max=max(500, max_steps), step=10
             ),
             "warmup_steps": control(share, "warm-up (share)", 0.1, min=0, max=0.5, step=0.01),
             "lowest": control(share, "lowest (share)", 0.1, min=0, max=0.9, step=0.05),

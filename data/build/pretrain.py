@@ -44,6 +44,8 @@ from transformers import (
     set_seed,
 )
 
+from course_utils.metrics import json_record
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "data" / "models"
 PROBE_SEED = 2
@@ -185,12 +187,9 @@ def copying_scores(
 
 def values_copied(said: str, answer: str) -> list[bool]:
     """Return for each value of the record `answer` whether `said` has it under its key."""
-    try:
-        record = json.loads(said)
-    except json.JSONDecodeError:
-        record = None
+    record = json_record(said)
     expected = json.loads(answer)
-    if not isinstance(record, dict):
+    if record is None:
         return [False] * len(expected)
     return [record.get(key) == value for key, value in expected.items()]
 

@@ -29,6 +29,7 @@ from trl import SFTConfig, SFTTrainer
 
 from course_utils import data, metrics
 from course_utils.display import text_table
+from course_utils.files import write_whole
 from course_utils.paths import POCKET_MODEL, POCKET_T5
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -44,7 +45,10 @@ def load_model() -> PreTrainedModel:
 
 
 def quality(
-    model: PreTrainedModel, tokenizer, tickets: DatasetDict, texts: list[str]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tickets: DatasetDict,
+    texts: list[str],
 ) -> dict[str, float]:
     """Return exact match and share of fields right by kind of test row, and the held-out loss."""
     figures = {}
@@ -58,7 +62,9 @@ def quality(
     return figures
 
 
-def tune(name: str, tokenizer, tickets: DatasetDict, seed: int) -> tuple[PreTrainedModel, float]:
+def tune(
+    name: str, tokenizer: PreTrainedTokenizerFast, tickets: DatasetDict, seed: int
+) -> tuple[PreTrainedModel, float]:
     """Return the pocket model tuned by one recipe, and the seconds of training."""
     peft_config, settings = RECIPES[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +102,7 @@ def fill_in(card: Path, part: str, text: str) -> None:
     start, end = f"<!-- {part} -->", f"<!-- /{part} -->"
     head, rest = card.read_text(encoding="utf-8").split(start)
     _, tail = rest.split(end)
-    card.write_text(f"{head}{start}\n{text}\n{end}{tail}", encoding="utf-8", newline="\n")
+    write_whole(card, f"{head}{start}\n{text}\n{end}{tail}")
 
 
 def training_facts(folder: Path) -> str:

@@ -31,6 +31,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from course_utils import modules
+from course_utils.files import write_whole
 from course_utils.paths import DATA
 from course_utils.target_modules.discovery import adapter_size, is_reached
 from course_utils.target_modules.layers import find_layers
@@ -272,11 +273,10 @@ def main() -> None:
         "summary": summary(records),
         "columns": COLUMNS,
     }
-    OUTPUT.parent.mkdir(exist_ok=True)
     # A record a line, so that a change of versions shows as the lines of the types that changed.
     lines = ",\n  ".join(json.dumps(one) for one in records)
     head = json.dumps(table, indent=1).removesuffix("\n}")
-    OUTPUT.write_text(f'{head},\n "records": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+    write_whole(OUTPUT, f'{head},\n "records": [\n  {lines}\n ]\n}}\n')
     print(json.dumps(table["summary"], indent=2))
 
 
