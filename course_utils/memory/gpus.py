@@ -118,7 +118,7 @@ def find_gpu(name: str | float | GPU) -> GPU:
 def _by_name(name: str) -> GPU:
     wanted = _key(name)
     matches = [gpu for gpu in GPUS if _key(gpu.name) == wanted]
-    if not matches and not re.fullmatch(r"\d+gi?b|", wanted):  # many have 16 GB, few say so
+    if not matches and not re.fullmatch(r"\d+gi?b|", wanted):  # "16GB" is in Apple names alone
         matches = [gpu for gpu in GPUS if wanted in _key(gpu.name)]
     if len(matches) == 1:
         return matches[0]
