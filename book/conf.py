@@ -35,9 +35,9 @@ exclude_patterns = ["_build"]
 nitpicky = True
 # The libraries' own objects are documented elsewhere, and a build without a network cannot look.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(?!course_utils\.).*"),
+    (r"py:.*", r"(?!(course_utils|preflight)\.).*"),
     # What an explorer's function returns is shown, not called: it has no page.
-    (r"py:class", r"course_utils\.widgets\.\w+\.\w+(Explorer|Planner)"),
+    (r"py:class", r"(course_utils\.widgets|preflight\.explorers)\.\w+\.\w+(Explorer|Planner)"),
 ]
 # Links to other sites are checked once a week, by `python book/build.py --links`.
 linkcheck_timeout = 20
@@ -99,7 +99,7 @@ def _by_short_name(
 ) -> nodes.reference | None:
     """Find an object that is documented where it is imported from, not where it is defined."""
     package, _, rest = node["reftarget"].partition(".")
-    if package != "course_utils" or not rest:
+    if package not in ("course_utils", "preflight") or not rest:
         return None
     python = env.get_domain("py")
     floor, name = rest.partition(".")[0], rest.rpartition(".")[2]

@@ -10,7 +10,8 @@ import yaml
 from stage import BOOK, REPOSITORY, ROOT
 
 # Parts of the package that readers reach through another module: data and modules.
-INNER = {"dataset_check", "target_modules", "paths"}
+PACKAGES = ("course_utils", "preflight")
+INNER = {"paths", "commands"}
 STACK = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
 SEEN = {
     "raised": "Raised by the versions of these pages; a test reproduces it.",
@@ -207,37 +208,39 @@ def _gone(row: dict[str, Any]) -> str:
 
 
 def api() -> dict[str, str]:
-    """Return a page for each module of the helper package, and their index."""
-    package = ROOT / "course_utils"
-    found = [p for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
-    names = sorted(p.stem for p in found if not p.stem.startswith("_") and p.stem not in INNER)
-    pages, rows = {}, []
-    for name in names:
-        pages[f"api/{name}.md"] = (
-            f"# {name}\n\n```{{eval-rst}}\n.. automodule:: course_utils.{name}\n   :members:\n"
-            "   :imported-members:\n```\n"
-            if _exports(name)
-            else f"# {name}\n\n```{{eval-rst}}\n.. automodule:: course_utils.{name}\n"
-            "   :members:\n```\n"
-        )
-        rows.append(f"| [{name}]({name}.md) | {_summary(name)} |")
+    """Return a page for each module of the two packages, and their index."""
+    pages, tables, names = {}, [], []
+    for package in PACKAGES:
+        found = [p for p in (ROOT / package).iterdir() if p.suffix == ".py" or p.is_dir()]
+        modules = sorted({p.stem for p in found if not p.stem.startswith("_")} - INNER)
+        for name in modules:
+            module = f"{package}.{name}"
+            pages[f"api/{name}.md"] = (
+                f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n"
+                + ("   :imported-members:\n" if _exports(module) else "")
+                + "```\n"
+            )
+        rows = [f"| [{name}]({name}.md) | {_summary(f'{package}.{name}')} |" for name in modules]
+        tables.append("\n".join([f"| `{package}` | |\n|---|---|", *rows]))
+        names += modules
     toctree = "\n".join(["```{toctree}", ":hidden:", "", *names, "```"])
     pages["api/index.md"] = "\n\n".join(
         [
-            "# The helper package",
+            "# The helper packages",
             "`course_utils` has what a learner should not have to read; the calls of the libraries "
-            "stand in the lessons themselves. Each module is imported by its own name: "
-            "`from course_utils import hardware`. Its commands, such as "
-            "`python -m course_utils doctor`, answer for your own models and data too.",
-            "\n".join(["| module | |\n|---|---|", *rows]),
+            "stand in the lessons themselves. `preflight` has what to ask before a GPU is rented. "
+            "Each module is imported by its own name: `from course_utils import hardware`. Their "
+            "commands, such as `python -m course_utils doctor`, answer for your own models and "
+            "data too.",
+            *tables,
             toctree,
         ]
     ) + "\n"  # fmt: skip
     return pages
 
 
-def _source(name: str) -> ast.Module:
-    file = ROOT / "course_utils" / f"{name}.py"
+def _source(module: str) -> ast.Module:
+    file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if not file.exists():
         file = file.with_suffix("") / "__init__.py"
     return ast.parse(file.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from course_utils import models, widgets
-from course_utils.widgets.shell import Explorer
+from course_utils.widgets.explorer import Explorer
 
 NOTE = (
     "A page has no kernel, so this is what the explorer shows at first. Open the lesson in "

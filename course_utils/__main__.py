@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
-from typing import Any
+
+from preflight.commands import add_commands
 
 INSTALL = "pip install -r requirements.txt -c constraints.txt"
 
@@ -25,107 +25,6 @@ def doctor(options: argparse.Namespace) -> int:
     diagnosis = doctor.examine()
     print(diagnosis.to_json() if options.json else diagnosis)
     return 0 if diagnosis.ok else 1
-
-
-def check(options: argparse.Namespace) -> int:
-    """Print what is wrong with a dataset; return 1 if it should not be trained on as it is."""
-    from course_utils import data
-
-    report = data.check(
-        options.dataset,
-        tokenizer=None if options.tokenizer is None else _tokenizer(options.tokenizer),
-        max_length=options.max_length,
-        eval_dataset=options.eval,
-    )
-    print(json.dumps(report.to_dict(), indent=2) if options.json else report.to_text())
-    return 0 if report.ok else 1
-
-
-def _tokenizer(name: str) -> Any:
-    """Return the tokenizer of a folder or of the hub."""
-    from transformers import AutoTokenizer
-
-    try:
-        # Without an explicit False, transformers would ask and run what the answer is.
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # a folder without one fails in any way
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"--tokenizer is {name!r}, and no tokenizer can be loaded from there. Allowed are a "
-            "folder with a tokenizer.json, or a model's name on the Hugging Face Hub. Check the "
-            f"path, or the name and the connection. (transformers: {reason[:150]})"
-        ) from error
-
-
-def memory(options: argparse.Namespace) -> int:
-    """Print what a training step takes and on which GPUs it fits; return 1 if not on the named."""
-    from peft import LoraConfig
-
-    from course_utils import configs
-    from course_utils.memory import GPUTable, Overhead, fits, plan_text
-
-    if options.list:
-        table = GPUTable()
-        if options.json:
-            gpus = [dataclasses.asdict(gpu) for gpu in table.gpus]
-            print(json.dumps({"models": configs.shipped(), "gpus": gpus}, indent=2))
-        else:
-            print("models: " + ", ".join(configs.shipped()), table, sep="\n\n")
-        return 0
-    if not options.model:
-        raise ValueError(
-            "No model was given. Give --model, or --list to see the models and GPUs that the "
-            "course knows."
-        )
-    adapter: dict[str, Any] = {}
-    if options.rank is not None:
-        if options.method == "full":
-            raise ValueError(
-                f"--rank is {options.rank} with --method full, which has no adapter. Leave --rank "
-                "out, or choose lora, qlora or int8."
-            )
-        adapter["peft_config"] = LoraConfig(r=options.rank, target_modules="all-linear")
-    result = fits(
-        options.model,
-        options.gpu,
-        options.method,
-        batch_size=options.batch_size,
-        length=options.length,
-        shards=options.shards,
-        overhead=Overhead(options.overhead, options.overhead_share / 100),
-        limits=options.gpu is not None,
-        advice=options.gpu is not None,
-        dtype=options.dtype,
-        gradient_checkpointing=options.gradient_checkpointing,
-        optimizer=options.optimizer,
-        loss=options.loss,
-        **adapter,
-    )
-    print(json.dumps(result.to_dict(), indent=2) if options.json else plan_text(result))
-    return 1 if options.gpu is not None and not result.rows[0].fits else 0
-
-
-def modules(options: argparse.Namespace) -> int:
-    """Print what LoRA can target in a model; return 1 if a name to check is wrong."""
-    from course_utils import modules
-
-    parts: dict[str, Any] = {}
-    if options.check is not None:
-        names = [name.strip() for name in options.check.split(",")]
-        # One entry with signs that no name has is a regular expression, as LoraConfig takes it.
-        pattern = options.check.lower() == "all-linear" or set(options.check) & set("*+?()[]|^$\\")
-        parts["check"] = modules.check_targets(
-            options.model, options.check if pattern else names, options.rank
-        )
-    if options.suggest is not None:
-        parts["suggestion"] = modules.suggest(options.model, options.suggest, options.rank)
-    if not parts:
-        parts["table"] = modules.discover(options.model, options.rank)
-    if options.json:
-        print(json.dumps({name: part.to_dict() for name, part in parts.items()}, indent=2))
-    else:
-        print(*parts.values(), sep="\n\n")
-    return 0 if "check" not in parts or parts["check"].ok else 1
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -171,70 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=doctor)
 
-    command = commands.add_parser("check", help="examine a dataset before training on it")
-    command.add_argument(
-        "dataset", help="a JSONL, JSON, CSV or Parquet file, a folder, or a hub name"
-    )
-    command.add_argument("--tokenizer", help="a model's folder or hub name, to check lengths too")
-    command.add_argument("--max-length", type=int, default=1024, help="in tokens (default: 1024)")
-    command.add_argument("--eval", help="a second dataset that must not overlap with the first")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=check)
-
-    command = commands.add_parser("memory", help="what training a model takes, and on which GPUs")
-    command.add_argument(
-        "--model", help="a shipped name (--list), a config.json, a folder, or a hub name"
-    )
-    command.add_argument(
-        "--method", default="lora", help="full, lora, qlora or int8 (default: lora)"
-    )
-    command.add_argument(
-        "--rank", type=int, help="of the adapters, on all linear layers (default: 16)"
-    )
-    command.add_argument("--batch-size", type=int, default=1, help="rows a step (default: 1)")
-    command.add_argument("--length", type=int, default=1024, help="tokens a row (default: 1024)")
-    command.add_argument(
-        "--gradient-checkpointing",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compute activations a second time instead of keeping them (default: yes)",
-    )
-    command.add_argument(
-        "--optimizer", default="adamw_torch_fused", help="as TrainingArguments calls it in optim"
-    )
-    command.add_argument("--dtype", default="bfloat16", help="of the weights (default: bfloat16)")
-    command.add_argument(
-        "--loss", default="fused", help="fused as SFTTrainer's, or full as Trainer's"
-    )
-    command.add_argument(
-        "--gpu", help="one GPU by name or GiB: also how far it goes, or what would make it fit"
-    )
-    command.add_argument(
-        "--shards", type=int, default=1, help="GPUs that share the model by FSDP (default: 1)"
-    )
-    command.add_argument(
-        "--overhead", type=float, default=1.0, help="beyond the tensors, in GiB (default: 1)"
-    )
-    command.add_argument(
-        "--overhead-share", type=float, default=5.0, help="and in %% of the peak (default: 5)"
-    )
-    command.add_argument("--list", action="store_true", help="the models and GPUs known")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=memory)
-
-    command = commands.add_parser("modules", help="what LoRA can target in a model")
-    command.add_argument(
-        "model", help="a shipped name (memory --list), a config.json, a folder, or a hub name"
-    )
-    command.add_argument(
-        "--check", metavar="NAMES", help="which of these names, joined by commas, match what"
-    )
-    command.add_argument(
-        "--suggest", metavar="KIND", help="arguments for LoraConfig: attention, all-linear, ..."
-    )
-    command.add_argument("--rank", type=int, default=8, help="of the adapters (default: 8)")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=modules)
+    add_commands(commands)
 
     command = commands.add_parser("compare", help="fine-tune by several methods, side by side")
     command.add_argument(
@@ -262,7 +98,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code: 0 fine, 1 found something, 2 could not run."""
-    options = build_parser().parse_args(arguments)
+    return run(build_parser(), arguments)
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str] | None) -> int:
+    """Run the command that a parser finds in the arguments; return its exit code, as `main`."""
+    options = parser.parse_args(arguments)
     try:
         status = options.run(options)
         sys.stdout.flush()
@@ -279,8 +120,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-if __name__ == "__main__":
+def utf8_pipes() -> None:
+    """Write UTF-8 where the output is not a terminal."""
     for stream in (sys.stdout, sys.stderr):
         if not stream.isatty():  # a pipe on Windows takes a code page, which lacks many letters
             stream.reconfigure(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    utf8_pipes()
     sys.exit(main())

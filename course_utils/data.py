@@ -1,4 +1,4 @@
-"""The course's datasets by name, and the check of any dataset before training."""
+"""The course's datasets by name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, List
 
 from course_utils import paths
-from course_utils.dataset_check import Finding, Report, check
-
-__all__ = ["FORMS", "Finding", "Report", "check", "load", "names"]
 
 SPLITS = ("train", "validation", "test")
 # Form of the SFT dataset -> the folder under data/tickets and the kind of its files.

@@ -41,8 +41,10 @@ from trl import SFTConfig, SFTTrainer
 
 from course_utils import data, hardware, plots, widgets
 from course_utils.display import text_table
-from course_utils.memory import MeterCallback, predict
+from course_utils.memory import MeterCallback
 from course_utils.paths import POCKET_MODEL
+from preflight import explorers
+from preflight.memory_plan import predict
 
 TURNS = 3
 WARM_UP, STEPS = 3, 15  # steps of a training: not counted, and counted
@@ -265,13 +267,13 @@ def start() -> Iterator[tuple[str, str, str]]:
 def redraws() -> Iterator[tuple[str, str, str]]:
     """Yield rows on how long a widget takes to follow its slider."""
     sample = torch.randn(1024, 512, generator=torch.Generator().manual_seed(0))
-    explorers = {
-        "LoRA explorer, alpha": (widgets.lora_explorer(str(POCKET_MODEL)), "lora_alpha"),
+    shown = {
+        "LoRA explorer, alpha": (explorers.lora_explorer(str(POCKET_MODEL)), "lora_alpha"),
         "quantization explorer, block size": (widgets.quantization_explorer(sample), "block_size"),
         "schedule explorer, warm-up": (widgets.schedule_explorer(), "warmup_steps"),
-        "memory planner, GPU": (widgets.memory_planner(), "gpu"),
+        "memory planner, GPU": (explorers.memory_planner(), "gpu"),
     }
-    for name, (explorer, moved) in explorers.items():
+    for name, (explorer, moved) in shown.items():
         control = explorer.controls[moved]
         values = (
             [one[1] if isinstance(one, tuple) else one for one in control.options]

@@ -39,8 +39,9 @@ from trl import SFTConfig, SFTTrainer
 from course_utils.configs import load_config
 from course_utils.files import write_whole
 from course_utils.hardware import mend_bitsandbytes
-from course_utils.memory import MeterCallback, StepMemory, predict
+from course_utils.memory import MeterCallback, StepMemory
 from course_utils.paths import CONFIGS, COURSE_ROOT, POCKET_MODEL
+from preflight.memory_plan import predict
 
 RESULTS = COURSE_ROOT / "build" / "gpu"
 SCHEMA = 1

@@ -38,9 +38,10 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from course_utils.hardware import mend_bitsandbytes
-from course_utils.memory import StepMemory, predict
+from course_utils.memory import StepMemory
 from course_utils.paths import POCKET_MODEL
-from course_utils.throughput import PEAKS, flops_per_token
+from preflight.memory_plan import predict
+from preflight.memory_plan.throughput import PEAKS, flops_per_token
 
 METHODS = ("full", "lora", "qlora")
 RECIPES = ("copied", "recommended")

@@ -42,11 +42,13 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from course_utils import data, hardware, models, modules, quantization
+from course_utils import data, hardware, models, quantization
 from course_utils.__main__ import main
-from course_utils.dataset_check.rules import RULES
+from course_utils.divergence import StopOnDivergence
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
-from course_utils.training_check import StopOnDivergence, check_settings, check_trainer
+from preflight import dataset_check, lora_targets
+from preflight.dataset_check.rules import RULES
+from preflight.training_check import check_settings, check_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,8 +83,9 @@ def sft_config(**arguments: Any) -> SFTConfig:
 def names() -> dict[str, Any]:
     """Return what the code of a case may use; what its setup sets takes the place of these."""
     return {
-        "data": data, "modules": modules, "quantization": quantization, "torch": torch,
-        "json": json, "Path": Path, "Dataset": Dataset, "load_dataset": load_dataset,
+        "data": data, "dataset_check": dataset_check, "lora_targets": lora_targets,
+        "quantization": quantization, "torch": torch, "json": json, "Path": Path,
+        "Dataset": Dataset, "load_dataset": load_dataset,
         "LoraConfig": LoraConfig, "AdaLoraConfig": AdaLoraConfig, "SFTConfig": sft_config,
         "BitsAndBytesConfig": BitsAndBytesConfig,
         "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
@@ -115,7 +118,7 @@ def _(case: dict[str, Any], known: dict[str, Any]) -> str:
 @says("adapter")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
     given = value(case["given"], known)
-    if case["by"] == "modules.check_targets":
+    if case["by"] == "lora_targets.check_targets":
         return str(given)
     return from_training(case, sft_config(), known | {"peft_config": given})
 
@@ -261,7 +264,7 @@ def test_what_is_said_of_it(how: str, case: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_the_table_is_whole() -> None:
-    """60 cases or more, every fault that data.check knows, and what each has to say."""
+    """60 cases or more, every fault that dataset_check.check knows, and what each has to say."""
     assert len({case["id"] for case in CASES}) == len(CASES) >= 60
     assert {case["finding"] for case in CASES if "finding" in case} == set(RULES)
     for case in CASES:

@@ -154,8 +154,8 @@ def test_search_finds_the_lessons(site: Path) -> None:
 def test_every_public_module_has_its_page(site: Path) -> None:
     """With each public function of it, and a summary for each."""
     index = html(site, "api/index.html").get_text()
-    package = COURSE_ROOT / "course_utils"
-    for path in package.iterdir():
+    packages = module("data_pages").PACKAGES
+    for path in (path for package in packages for path in (COURSE_ROOT / package).iterdir()):
         name = path.stem
         if name.startswith("_") or name in module("data_pages").INNER:
             continue
@@ -171,7 +171,7 @@ def test_every_public_module_has_its_page(site: Path) -> None:
             else re.findall(r"^def ([a-z]\w*)", source.read_text(encoding="utf-8"), re.M)
         )
         functions = [n for n in names if not n.isupper()]
-        assert {f"course_utils.{name}.{n}" for n in functions} <= documented, name
+        assert {f"{path.parent.name}.{name}.{n}" for n in functions} <= documented, name
 
 
 @built_here

@@ -28,7 +28,8 @@ import torch
 from course_utils import serving, widgets
 from course_utils.models import base_model
 from course_utils.paths import COURSE_ROOT
-from course_utils.widgets.shell import Explorer
+from course_utils.widgets.explorer import Explorer
+from preflight import explorers
 
 tool = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -81,8 +82,8 @@ LESSONS = {
     "02": Lesson(
         "02_models_and_memory",
         (),
-        "widgets.memory_planner(",
-        lambda: widgets.memory_planner("llama-3.1-8b", gpu="T4"),
+        "explorers.memory_planner(",
+        lambda: explorers.memory_planner("llama-3.1-8b", gpu="T4"),
         (
             ("batch_size", 1),
             ("length", -1),
@@ -108,8 +109,8 @@ LESSONS = {
     "04": Lesson(
         "04_lora",
         ("import json", "base = models"),
-        "widgets.lora_explorer(",
-        lambda: widgets.lora_explorer(base_model().path),
+        "explorers.lora_explorer(",
+        lambda: explorers.lora_explorer(base_model().path),
         (
             ("r", 1),
             ("lora_alpha", 1),

@@ -41,6 +41,7 @@ EXPLORERS = """\
 import asyncio, re
 import ipywidgets, torch
 from course_utils import widgets
+from preflight import explorers
 from course_utils.paths import POCKET_MODEL
 
 assert ipywidgets.__version__ == {version!r}, ipywidgets.__version__
@@ -59,8 +60,8 @@ async def moved(explorer, **values):
 await moved(widgets.schedule_explorer(), lr_scheduler_type="linear", warmup_steps=0.2)
 weights = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
 await moved(widgets.quantization_explorer(weights), double_quant=True)
-await moved(widgets.lora_explorer(POCKET_MODEL, batch_size=1, length=64, device="cpu"), r=32)
-await moved(widgets.memory_planner("qwen3-0.6b"), length=256, method="lora")
+await moved(explorers.lora_explorer(POCKET_MODEL, batch_size=1, length=64, device="cpu"), r=32)
+await moved(explorers.memory_planner("qwen3-0.6b"), length=256, method="lora")
 """
 
 

@@ -18,8 +18,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from course_utils import data, paths
-from course_utils.dataset_check.formats import recognise
-from course_utils.dataset_check.rules import RULES
+from preflight import dataset_check
+from preflight.dataset_check.formats import recognise
+from preflight.dataset_check.rules import RULES
 
 TEMPLATE = """{% for m in messages %}{% if m['role'] == 'clerk' %}{{ raise_exception('who?') }}
 {% endif %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>
@@ -89,7 +90,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_bad(folder: Path, name: str, tokenizer: Any) -> data.Report:
     both = {"eval_dataset": folder / "validation.jsonl", "num_labels": 4}
-    return data.check(
+    return dataset_check.check(
         folder / name, tokenizer, max_rows=100, **(both if name == "bad.jsonl" else {})
     )
 
@@ -130,7 +131,7 @@ def test_bad_dataset_after_load_dataset(bad: Path, tokenizer: Any, tmp_path: Pat
     loaded = datasets.load_dataset(
         "json", data_files=str(bad / "bad.jsonl"), split="train", cache_dir=str(tmp_path)
     )
-    report = data.check(loaded, tokenizer, num_labels=4, max_rows=100)
+    report = dataset_check.check(loaded, tokenizer, num_labels=4, max_rows=100)
     found = next(finding for finding in report.findings if finding.code == "json_column")
     assert found.severity == "error" and found.example == "['prompt', 'completion']"
     assert isinstance(loaded[0]["completion"], dict) and 0 in faults(report)["wrong_type"]
@@ -148,7 +149,7 @@ def test_dropping_the_rows_named_leaves_a_sound_dataset(bad: Path, tokenizer: An
     named = {n for rows in faults(check_bad(bad, "bad.jsonl", tokenizer)).values() for n in rows}
     sound = [row for number, row in enumerate(rows) if number not in named]
     assert len(sound) > 10
-    report = data.check(sound, tokenizer, num_labels=4)
+    report = dataset_check.check(sound, tokenizer, num_labels=4)
     assert report.ok and report.findings == ()
 
 
@@ -237,7 +238,7 @@ def test_public_formats_and_their_mapping(name: str) -> None:
     """The line of code in the report, run as it stands, must give what SFTTrainer takes."""
     row, form, needs_mapping = PUBLIC[name]
     dataset = Dataset.from_list([row])
-    report = data.check(dataset)
+    report = dataset_check.check(dataset)
     assert report.format == form
     assert bool(report.mapping) == needs_mapping
     assert codes(report) == ({"mapping_needed"} if needs_mapping else set())
@@ -246,7 +247,7 @@ def test_public_formats_and_their_mapping(name: str) -> None:
     scope = {"dataset": dataset}
     exec(report.mapping, scope)
     mapped = scope["dataset"]
-    again = data.check(mapped)
+    again = dataset_check.check(mapped)
     assert again.ok and again.mapping == "" and codes(again) == set()
     extracted = recognise(dataset.column_names, [row]).extract(row)
     target = {name: mapped[0][name] for name in extracted}
@@ -260,7 +261,7 @@ def test_public_formats_and_their_mapping(name: str) -> None:
 def test_prompts_keep_their_parts() -> None:
     """Context and system prompt are part of what the model must see."""
     row = {"system_prompt": "Be brief.", "question": "Who?", "context": "Ann.", "response": "Ann"}
-    report = data.check([row])
+    report = dataset_check.check([row])
     scope = {"dataset": Dataset.from_list([row])}
     exec(report.mapping, scope)
     assert scope["dataset"][0] == {
@@ -282,14 +283,16 @@ def test_prompts_keep_their_parts() -> None:
 )
 def test_columns_that_do_not_make_a_dataset(row: dict, code: str, words: str) -> None:
     """Today's `KeyError: 'completion'` does not say which columns there are."""
-    report = data.check([row])
+    report = dataset_check.check([row])
     found = next(finding for finding in report.findings if finding.code == code)
     assert not report.ok and words in found.example
 
 
 def test_splits_of_another_form() -> None:
     """Training on one form and evaluating on another gives a loss that means nothing."""
-    report = data.check({"train": [{"text": "a"}], "test": [{"prompt": "a", "completion": " b"}]})
+    report = dataset_check.check(
+        {"train": [{"text": "a"}], "test": [{"prompt": "a", "completion": " b"}]}
+    )
     found = next(finding for finding in report.findings if finding.code == "format_differs")
     assert found.split == "test" and "prompt-completion" in found.example
 
@@ -339,7 +342,7 @@ def test_splits_of_another_form() -> None:
 def test_messages(messages: Any, expected: set[str], tokenizer: Any) -> None:
     """Each wrong order has its own name, and a tool's turns or parts of content are no fault."""
     others = [{"messages": [{**USER, "content": f"Row {i}?"}, REPLY]} for i in range(3)]
-    report = data.check([*others, {"messages": messages}], tokenizer)
+    report = dataset_check.check([*others, {"messages": messages}], tokenizer)
     assert {c: r for c, r in faults(report).items() if c != "template_fails"} == {
         code: [3] for code in expected
     }
@@ -348,7 +351,7 @@ def test_messages(messages: Any, expected: set[str], tokenizer: Any) -> None:
 def test_template_that_refuses_a_row(tokenizer: Any) -> None:
     """SFTTrainer would stop in the middle of the data with a Jinja error and no row number."""
     rows = [{"messages": [USER, REPLY]}, {"messages": [{"role": "clerk", "content": "x"}, REPLY]}]
-    report = data.check(rows, tokenizer)
+    report = dataset_check.check(rows, tokenizer)
     assert faults(report) == {"unknown_role": [1], "template_fails": [1]}
     assert "who?" in next(f for f in report.findings if f.code == "template_fails").example
 
@@ -357,21 +360,21 @@ def test_tokenizer_without_a_template() -> None:
     """Messages need a chat template; a base model's tokenizer often has none."""
     bare = make_tokenizer()
     bare.chat_template = None
-    assert codes(data.check([{"messages": [USER, REPLY]}], bare)) == {"no_chat_template"}
-    assert codes(data.check([{"text": "a"}], bare)) == set(), "text needs none"
+    assert codes(dataset_check.check([{"messages": [USER, REPLY]}], bare)) == {"no_chat_template"}
+    assert codes(dataset_check.check([{"text": "a"}], bare)) == set(), "text needs none"
 
 
 def test_tokenizer_without_eos() -> None:
     """SFTTrainer appends eos; without one it stops with a TypeError."""
     bare = make_tokenizer()
     bare.eos_token = None
-    assert "no_eos" in codes(data.check([{"text": "a"}], bare))
+    assert "no_eos" in codes(dataset_check.check([{"text": "a"}], bare))
 
 
 @pytest.mark.parametrize("pad", ["<|end|>", None])
 def test_pad_that_is_eos(pad: str | None) -> None:
     """A model fine-tuned with pad = eos and the wrong collator never stops."""
-    report = data.check([{"text": "Hello"}], make_tokenizer(pad))
+    report = dataset_check.check([{"text": "Hello"}], make_tokenizer(pad))
     assert codes(report) == {"pad_is_eos"} and report.ok
 
 
@@ -383,12 +386,12 @@ def test_lengths_of_chats(tokenizer: Any) -> None:
         {"messages": [{**USER, "content": long}, REPLY]},
         {"messages": [{**USER, "content": "Why?"}, {**REPLY, "content": long}]},
     ]
-    assert faults(data.check(rows, tokenizer, max_length=100)) == {
+    assert faults(dataset_check.check(rows, tokenizer, max_length=100)) == {
         "too_long": [1, 2],
         "completion_cut_away": [1],
         "completion_cut_partly": [2],
     }
-    assert faults(data.check(rows, tokenizer, max_length=None)) == {}
+    assert faults(dataset_check.check(rows, tokenizer, max_length=None)) == {}
 
 
 def test_completion_without_tokens_of_its_own(tokenizer: Any) -> None:
@@ -398,8 +401,8 @@ def test_completion_without_tokens_of_its_own(tokenizer: Any) -> None:
         "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
     )
     rows = [{"prompt": [USER], "completion": [REPLY]}]
-    assert "fully_masked" in faults(data.check(rows, silent))
-    assert faults(data.check(rows, tokenizer)) == {}
+    assert "fully_masked" in faults(dataset_check.check(rows, silent))
+    assert faults(dataset_check.check(rows, tokenizer)) == {}
 
 
 @pytest.mark.parametrize(
@@ -423,24 +426,24 @@ def test_completion_without_tokens_of_its_own(tokenizer: Any) -> None:
 )
 def test_tokenised_rows(row: dict, expected: set[str]) -> None:
     """A script that tokenises by itself goes wrong in masks and lengths first."""
-    assert set(faults(data.check([{"input_ids": [3, 4]}, row]))) == expected
+    assert set(faults(dataset_check.check([{"input_ids": [3, 4]}, row]))) == expected
 
 
 def test_labels_against_the_classes_that_the_features_name() -> None:
     """Hub test splits hold -1 for "no label", which stops training deep inside the loss."""
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, -1, 1]}, features=features)
-    assert faults(data.check(rows)) == {"label_out_of_range": [1]}
+    assert faults(dataset_check.check(rows)) == {"label_out_of_range": [1]}
     plain = [{"text": "a", "label": 0}, {"text": "b", "label": 2}]
-    assert faults(data.check(plain)) == {}, "without a number of classes, 2 may be right"
-    assert faults(data.check(plain, num_labels=2)) == {"label_out_of_range": [1]}
+    assert faults(dataset_check.check(plain)) == {}, "without a number of classes, 2 may be right"
+    assert faults(dataset_check.check(plain, num_labels=2)) == {"label_out_of_range": [1]}
     tags = [{"text": "a", "tags": [-100, 1]}, {"text": "b", "tags": [-100, 9]}]
-    assert faults(data.check(tags, num_labels=2)) == {"label_out_of_range": [1]}
+    assert faults(dataset_check.check(tags, num_labels=2)) == {"label_out_of_range": [1]}
 
 
 def test_counts_are_whole_and_row_numbers_the_first_few() -> None:
     """A report on a large file must not hold a million numbers, yet must count them."""
-    report = data.check([{"text": None}] * 50, max_rows=3)
+    report = dataset_check.check([{"text": None}] * 50, max_rows=3)
     found = report.findings[0]
     assert (found.count, found.rows) == (50, (0, 1, 2))
     assert found.where() == "train: 0, 1, 2, ... (50 rows)"
@@ -489,7 +492,7 @@ def test_every_source_gives_the_same_findings(rows: list[dict], tmp_path: Path) 
     ]
     assert len(sources) > 18
     for source in sources:
-        report = data.check(source)
+        report = dataset_check.check(source)
         assert report.rows == {"train": 3}, source
         assert faults(report) == {"none_value": [2]}, source
 
@@ -505,7 +508,7 @@ def test_folder_of_splits(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# card")
     (tmp_path / ".cache").mkdir()
     write(tmp_path / ".cache/train.jsonl", {"text": "hidden"})
-    report = data.check(tmp_path)
+    report = dataset_check.check(tmp_path)
     assert list(report.rows.items()) == [("train", 2), ("test", 1)]
     assert faults(report, "test") == {"split_overlap": [0]}
 
@@ -517,7 +520,11 @@ def test_csv_reads_missing_cells_as_pandas_does(tmp_path: Path) -> None:
         "csv", data_files=str(tmp_path / "a.csv"), split="train", cache_dir=str(tmp_path / "cache")
     )
     none = [number for number, text in enumerate(loaded["text"]) if text is None]
-    assert faults(data.check(tmp_path / "a.csv")) == {"none_value": none} == {"none_value": [1, 2]}
+    assert (
+        faults(dataset_check.check(tmp_path / "a.csv"))
+        == {"none_value": none}
+        == {"none_value": [1, 2]}
+    )
 
 
 @pytest.mark.parametrize(
@@ -537,7 +544,7 @@ def test_what_load_dataset_reads_otherwise(
     (tmp_path / name).write_text(content)
     kind, cache = name.split(".")[1].replace("jsonl", "json"), str(tmp_path / "cache")
     how = {"data_files": str(tmp_path / name), "split": "train", "cache_dir": cache}
-    report = data.check(tmp_path / name)
+    report = dataset_check.check(tmp_path / name)
     found = next(finding for finding in report.findings if finding.code == code)
     assert report.rows == {"train": rows}
     if code == "broken_line":
@@ -556,7 +563,7 @@ def test_what_load_dataset_reads_otherwise(
 def test_a_key_twice_in_a_list_of_rows_is_read_as_by_load_dataset(tmp_path: Path) -> None:
     """Only JSON lines stop at it; in a list the last value counts, here and there."""
     (tmp_path / "a.json").write_text('[{"text": "x", "text": null}, {"text": "y"}]')
-    assert faults(data.check(tmp_path / "a.json")) == {"none_value": [0]}
+    assert faults(dataset_check.check(tmp_path / "a.json")) == {"none_value": [0]}
 
 
 def test_broken_lines_of_shards_name_their_file(tmp_path: Path) -> None:
@@ -564,17 +571,19 @@ def test_broken_lines_of_shards_name_their_file(tmp_path: Path) -> None:
     names = [f"train-0000{shard}-of-00002.jsonl" for shard in range(2)]
     for name in names:
         (tmp_path / name).write_text(f'{{"text": "{name}"}}\nbroken\n')
-    found = [f for f in data.check(tmp_path).findings if f.code == "broken_line"]
+    found = [f for f in dataset_check.check(tmp_path).findings if f.code == "broken_line"]
     assert [f.where() for f in found] == ["train: 2 (1 line)"] * 2
     assert all(name in f.example for name, f in zip(names, found, strict=True))
     (tmp_path / names[1]).unlink()
-    assert names[0] not in data.check(tmp_path).findings[0].example  # one file needs no name
+    assert (
+        names[0] not in dataset_check.check(tmp_path).findings[0].example
+    )  # one file needs no name
 
 
 def test_splits_of_one_name_are_kept_apart() -> None:
     """The split `eval` of a dict beside an eval_dataset, which is called so too."""
     both = {"train": [{"text": "a"}], "eval": [{"text": "b"}, {"text": "c"}]}
-    report = data.check(both, eval_dataset=[{"text": None}])
+    report = dataset_check.check(both, eval_dataset=[{"text": None}])
     assert report.rows == {"train": 1, "eval": 2, "eval (2)": 1}
     assert faults(report, "eval (2)") == {"none_value": [0]}
 
@@ -582,7 +591,7 @@ def test_splits_of_one_name_are_kept_apart() -> None:
 def test_ragged_csv_names_the_line(tmp_path: Path) -> None:
     """A comma outside quotes shifts every cell of a row."""
     (tmp_path / "a.csv").write_text("text,kind\na,x\nb,c,x\nd,x\n")
-    report = data.check(tmp_path / "a.csv")
+    report = dataset_check.check(tmp_path / "a.csv")
     assert faults(report) == {"broken_line": [3]} and report.rows == {"train": 2}
 
 
@@ -591,7 +600,7 @@ def test_pictures_are_not_decoded() -> None:
     features = Features({"image": datasets.Image(), "text": Value("string")})
     broken = {"bytes": b"no picture", "path": None}
     made = Dataset.from_dict({"image": [broken], "text": ["a lamp"]}, features=features)
-    assert data.check(made).ok
+    assert dataset_check.check(made).ok
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
@@ -600,16 +609,16 @@ def test_empty_file(name: str, tmp_path: Path) -> None:
     opener = gzip.open if name.endswith(".gz") else open
     with opener(tmp_path / name, "wb"):
         pass
-    report = data.check(tmp_path / name)
+    report = dataset_check.check(tmp_path / name)
     assert codes(report) == {"empty_dataset"} and report.rows == {"train": 0}
 
 
 def test_no_rows_and_one_row(tokenizer: Any) -> None:
     """The two smallest datasets are the ones that index the first row blindly."""
-    assert "empty_dataset" in codes(data.check([], tokenizer))
-    assert "empty_dataset" in codes(data.check(Dataset.from_dict({"text": []}), tokenizer))
-    assert data.check([{"text": "a"}], tokenizer).findings == ()
-    nothing = data.check({"train": [{"text": "a"}], "test": []}, tokenizer)
+    assert "empty_dataset" in codes(dataset_check.check([], tokenizer))
+    assert "empty_dataset" in codes(dataset_check.check(Dataset.from_dict({"text": []}), tokenizer))
+    assert dataset_check.check([{"text": "a"}], tokenizer).findings == ()
+    nothing = dataset_check.check({"train": [{"text": "a"}], "test": []}, tokenizer)
     assert faults(nothing) == {} and codes(nothing) == {"empty_dataset"}
 
 
@@ -630,7 +639,7 @@ def test_sources_that_cannot_be_opened(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(error, match=words):
-        data.check(source)
+        dataset_check.check(source)
 
 
 def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
@@ -638,26 +647,26 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
     for name in ("a.parquet", "a.jsonl.gz"):
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\n")
         with pytest.raises(ValueError, match="LFS"):
-            data.check(tmp_path / name)
+            dataset_check.check(tmp_path / name)
     (tmp_path / "a.xlsx").write_text("x")
     with pytest.raises(ValueError, match=r"\.jsonl"):
-        data.check(tmp_path / "a.xlsx")
+        dataset_check.check(tmp_path / "a.xlsx")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no data file"):
-        data.check(tmp_path / "empty")
+        dataset_check.check(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("max_length", [0, -1, 1.5, "1024", True])
 def test_bad_max_length(max_length: Any) -> None:
     """A max_length of 0 would report every row, and a string fail far from here."""
     with pytest.raises(ValueError, match="max_length"):
-        data.check([{"text": "a"}], max_length=max_length)
+        dataset_check.check([{"text": "a"}], max_length=max_length)
 
 
 def test_bad_tokenizer() -> None:
     """The name of a model instead of its tokenizer is an easy slip."""
     with pytest.raises(ValueError, match="AutoTokenizer"):
-        data.check([{"text": "a"}], "gpt2")
+        dataset_check.check([{"text": "a"}], "gpt2")
 
 
 # --- odd rows -------------------------------------------------------------------------------------
@@ -688,7 +697,7 @@ def test_odd_values_never_crash(columns: tuple, with_tokenizer: bool, tokenizer:
     sound = {"messages": [USER, REPLY], "conversations": TURNS, "input_ids": [1]}
     rows = [{name: sound.get(name, "fine") for name in columns}, {}, None, 7, *odd_rows]
     for order in (rows, rows[::-1]):
-        report = data.check(order, tokenizer if with_tokenizer else None)
+        report = dataset_check.check(order, tokenizer if with_tokenizer else None)
         assert not report.ok and report.rows == {"train": len(rows)}
         json.dumps(report.to_dict()), report.to_text(), report._repr_html_()
 
@@ -698,7 +707,7 @@ def test_deeply_nested_and_huge_rows(tmp_path: Path, tokenizer: Any) -> None:
     deep = '{"text": ' + "[" * 900 + "]" * 900 + "}"
     huge = json.dumps({"text": "lamp " * 300_000})
     (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{deep}\n{huge}\n{"[" * 200_000}\n')
-    report = data.check(tmp_path / "a.jsonl", tokenizer)
+    report = dataset_check.check(tmp_path / "a.jsonl", tokenizer)
     assert faults(report) == {"wrong_type": [1], "too_long": [2], "broken_line": [4]}
     assert len(report.to_text()) < 3000
 
@@ -713,7 +722,7 @@ def test_large_file_in_seconds(tmp_path: Path) -> None:
                 json.dumps({"prompt": f"{number} {body}", "completion": f" {number}"}) + "\n"
             )
     start = time.perf_counter()
-    report = data.check(path)
+    report = dataset_check.check(path)
     assert report.rows == {"train": 50_000} and report.ok
     assert time.perf_counter() - start < 20
 
@@ -728,7 +737,11 @@ def test_dataset_text_shows_as_text() -> None:
         {"messages": [{"role": script, "content": f"\x1b[2J{script}"}], script: 1},
         {"messages": script},
     ]
-    for report in (data.check(rows), data.check({script: rows}), data.check([{script: 1}])):
+    for report in (
+        dataset_check.check(rows),
+        dataset_check.check({script: rows}),
+        dataset_check.check([{script: 1}]),
+    ):
         html = report._repr_html_()
         assert "<script" not in html
         assert "&lt;script&gt;" in html
@@ -737,7 +750,7 @@ def test_dataset_text_shows_as_text() -> None:
 
 def test_report_in_its_four_shapes() -> None:
     """Text, dict, DataFrame and HTML must tell the same findings."""
-    report = data.check([{"text": None}, {"text": "a"}, {"text": "A "}])
+    report = dataset_check.check([{"text": None}, {"text": "a"}, {"text": "A "}])
     frame = report.to_frame()
     assert frame["code"].tolist() == [f.code for f in report.findings]
     assert frame["code"].tolist() == ["none_value", "duplicate", "not_checked"]
@@ -746,7 +759,7 @@ def test_report_in_its_four_shapes() -> None:
     assert [f["rows"] for f in plain["findings"]] == [[0], [2], []]
     for shape in (report.to_text(), report._repr_html_(), str(report)):
         assert all(f.code in shape for f in report.findings)
-    assert list(data.check([{"text": "a"}]).to_frame().columns) == list(frame.columns)
+    assert list(dataset_check.check([{"text": "a"}]).to_frame().columns) == list(frame.columns)
 
 
 # --- against SFTTrainer ---------------------------------------------------------------------------
@@ -780,7 +793,7 @@ def test_foresees_what_the_trainer_drops_and_cuts(train: Any, tokenizer: Any) ->
             for n in range(12) if (r := make_bad.good(n))]  # fmt: skip
     rows[3]["prompt"] = "lamp " * 200 + rows[3]["prompt"]
     rows[5]["completion"] = " lamp" * 200
-    expected = faults(data.check(rows, tokenizer, max_length=180))
+    expected = faults(dataset_check.check(rows, tokenizer, max_length=180))
     assert expected["completion_cut_away"] == [3] and expected["completion_cut_partly"] == [5]
     kept = train(rows, tokenizer, max_length=180).train_dataset
     assert sorted(set(range(12)) - set(kept["id"])) == expected["completion_cut_away"]
@@ -791,7 +804,9 @@ def test_foresees_what_the_trainer_drops_and_cuts(train: Any, tokenizer: Any) ->
 def test_foresees_a_boundary_that_moves(train: Any, tokenizer: Any) -> None:
     """The report says which token the trainer leaves out of the prompt."""
     rows = [{"prompt": "Record: ", "completion": '{"name": "Ann"}'}]
-    assert {"prompt_ends_in_space", "boundary_moves"} == set(faults(data.check(rows, tokenizer)))
+    assert {"prompt_ends_in_space", "boundary_moves"} == set(
+        faults(dataset_check.check(rows, tokenizer))
+    )
     row = train(rows, tokenizer).train_dataset[0]
     learned = [
         token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100
@@ -806,7 +821,7 @@ def test_mappings_that_only_the_trainer_shows_to_be_needed(train: Any, tokenizer
         train([chat], tokenizer)
     beside = {"prompt": "Hi", "completion": " Hello", "text": "Hi Hello"}
     assert train([beside], tokenizer).train_dataset[0]["labels"][-1] != tokenizer.eos_token_id
-    assert data.check([chat]).mapping and data.check([beside]).mapping
+    assert dataset_check.check([chat]).mapping and dataset_check.check([beside]).mapping
 
 
 def test_what_pad_equal_to_eos_does(train: Any) -> None:
@@ -829,6 +844,6 @@ def test_what_pad_equal_to_eos_does(train: Any) -> None:
 @pytest.mark.parametrize("form", data.FORMS)
 def test_tickets_are_sound(form: str, tokenizer: Any) -> None:
     """The course's own dataset must pass the course's own check, in each of its forms."""
-    report = data.check(data.load("tickets", form=form), tokenizer, max_length=None)
+    report = dataset_check.check(data.load("tickets", form=form), tokenizer, max_length=None)
     assert report.findings == ()
     assert report.format == form and report.mapping == ""

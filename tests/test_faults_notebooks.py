@@ -45,7 +45,7 @@ EXPLORER = "explorer = widgets.schedule_explorer()\nexplorer"
 COUNT = """
 import gc
 from ipywidgets.widgets.widget import _instances
-from course_utils.widgets.shell import Explorer
+from course_utils.widgets.explorer import Explorer
 gc.collect()
 print((len(_instances), sum(isinstance(one, Explorer) for one in _instances.values())))
 """

@@ -34,8 +34,9 @@ from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from course_utils import compare, data
+from course_utils import compare
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
+from preflight import dataset_check
 
 SHORT, LONG, BATCH = 300, 10_000, 500
 PATIENCE = 30  # seconds for one case, of which most take a few milliseconds
@@ -233,7 +234,7 @@ def checks(dataset: object, max_length: int | None, tokens: bool) -> bool:
     assume(not (isinstance(dataset, str) and os.path.isdir(os.path.expanduser(dataset))))
     with in_time():
         try:
-            report = data.check(dataset, TOKENIZER if tokens else None, max_length)
+            report = dataset_check.check(dataset, TOKENIZER if tokens else None, max_length)
         except ValueError as error:
             assert type(error) is ValueError and is_ours(error), repr(error)
             assert len(str(error)) > 40, error

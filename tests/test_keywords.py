@@ -19,13 +19,13 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
-from course_utils.memory import predict
 from course_utils.paths import COURSE_ROOT
+from preflight.memory_plan import predict
 
 NOTEBOOKS = sorted((COURSE_ROOT / "notebooks").glob("[0-9]*.ipynb"))
 LIBRARIES = (
     "transformers", "trl", "peft", "datasets", "torch", "bitsandbytes", "safetensors", "accelerate",
-    "tensorboard", "pandas", "course_utils",
+    "tensorboard", "pandas", "course_utils", "preflight",
 )  # fmt: skip
 
 # Callables that take any keyword, so that no signature tells a right one from a wrong one. One that
@@ -246,7 +246,7 @@ def test_every_keyword_exists(path: Path) -> None:
         "from transformers import LlamaConfig\nLlamaConfig(hidden_sizes=8)",
         "from trl import SFTTrainer\ndef make(kind=SFTTrainer):\n    return kind(tokenizer=1)",
         "from datasets import Dataset\nDataset.from_dict({}, fields=None)",
-        "from course_utils import memory\nmemory.fits('m', lenght=3)",
+        "from preflight import memory_plan\nmemory_plan.fits('m', lenght=3)",
         "from course_utils import plots\nplots.bars({}, 'a', 'b', format='x')",
         "from transformers import TrainingArguments\n"
         "def make(**more):\n    return TrainingArguments('x', **{'seed': 0, **more})\n"

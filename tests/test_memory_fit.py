@@ -10,7 +10,8 @@ from transformers import BitsAndBytesConfig, MixtralConfig
 from trl import SFTConfig
 
 from course_utils import configs
-from course_utils.memory import (
+from course_utils.paths import POCKET_MODEL
+from preflight.memory_plan import (
     GPU,
     GPUS,
     GPUTable,
@@ -22,7 +23,6 @@ from course_utils.memory import (
     sharded,
     units,
 )
-from course_utils.paths import POCKET_MODEL
 
 GIB = 2**30
 # As their publishers give them: data/configs/README.md says where each is from.

@@ -29,8 +29,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import hardware
-from course_utils.memory import PHASES, MeterCallback, StepMemory, measure, predict
+from course_utils.memory import PHASES, MeterCallback, StepMemory, measure
 from course_utils.paths import POCKET_MODEL
+from preflight.memory_plan import predict
 
 BATCH, LENGTH = 2, 96
 

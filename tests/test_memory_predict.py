@@ -20,9 +20,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from course_utils.memory import CATEGORIES, OPTIMIZERS, PHASES, StepMemory, predict
-from course_utils.memory.imitate import LibraryChanged
+from course_utils.memory import CATEGORIES, PHASES, StepMemory
 from course_utils.paths import POCKET_MODEL
+from preflight.memory_plan import OPTIMIZERS, predict
+from preflight.memory_plan.fake_gpu import LibraryChanged
 
 SMALL = {"batch_size": 2, "length": 64}
 GIB = 2**30

@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from course_utils import configs, hardware, modules
+from course_utils import configs, hardware
 from course_utils.paths import CONFIGS, DATA, POCKET_MODEL, POCKET_T5
+from preflight import lora_targets
 
 sys.path.insert(0, str(DATA / "build"))
 import sweep_targets
@@ -100,7 +101,7 @@ def test_the_table_in_the_course_is_that_of_today(swept: list[dict], kept: dict)
 
 def test_llama(tmp_path: Path) -> None:
     """The plain case, from a model, a config, a name, a file and a folder alike."""
-    table = modules.discover("llama-3.1-8b")
+    table = lora_targets.discover("llama-3.1-8b")
     assert [t.name for t in table if t.in_all_linear] == [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     ]  # fmt: skip
@@ -114,25 +115,29 @@ def test_llama(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(file.read_bytes())
     config = configs.load_config(file)
     for given in (config, file, str(tmp_path), configs.build_empty(config), "LLAMA-3.1-8B"):
-        assert modules.discover(given) == table
+        assert lora_targets.discover(given) == table
 
 
 def test_gpt2_has_conv1d_and_one_name_twice() -> None:
     """Its c_proj is in attention and in the MLP, and its matrices are stored as d_in x d_out."""
     model = small("gpt2", n_embd=64, n_layer=2, n_head=2)
-    table = modules.discover(model)
+    table = lora_targets.discover(model)
     assert (table["attn.c_proj"].kind, table["mlp.c_proj"].kind) == ("attention", "MLP")
     assert table["c_attn"].type == "Conv1D"
     assert table["c_attn"].shapes == ((64, 192),)
     assert "query, key and value in one matrix" in table["c_attn"].note
     assert "wte" in table["lm_head"].note  # the two share their weight
-    assert modules.suggest(model, "attention")["target_modules"] == ["c_attn", "attn.c_proj"]
-    assert modules.suggest(model, "all-linear")["target_modules"] == ["c_attn", "c_proj", "c_fc"]
+    assert lora_targets.suggest(model, "attention")["target_modules"] == ["c_attn", "attn.c_proj"]
+    assert lora_targets.suggest(model, "all-linear")["target_modules"] == [
+        "c_attn",
+        "c_proj",
+        "c_fc",
+    ]
 
 
 def test_phi3_is_fused() -> None:
     """The names of most tutorials match two of its four matrices."""
-    check = modules.check_targets(small("phi3", **MOE, pad_token_id=0), sweep_targets.CLASSIC)
+    check = lora_targets.check_targets(small("phi3", **MOE, pad_token_id=0), sweep_targets.CLASSIC)
     assert [n.name for n in check.names if not n.problem] == ["o_proj"]
     nearest = {n.name: n.nearest for n in check.names}
     assert nearest["q_proj"] == nearest["v_proj"] == "qkv_proj"
@@ -156,7 +161,7 @@ def test_experts_as_parameters(kind: str, sizes: dict) -> None:
     model = small(kind, **{**MOE, **sizes})
     names, _ = sweep_targets.wrap(copy.deepcopy(model), "all-linear") or (set(), 0)
     reached = any("experts.gate_up_proj" in name for name in names)
-    table = modules.discover(model)
+    table = lora_targets.discover(model)
     experts = [t for t in table if t.kind == "expert"]
     assert [t.name for t in experts] == ["experts.gate_up_proj", "experts.down_proj"]
     assert all(bool(t.in_all_linear) == reached for t in experts)
@@ -164,7 +169,7 @@ def test_experts_as_parameters(kind: str, sizes: dict) -> None:
     missed = any("experts.down_proj," in f"{line[:-1]}," for line in said)
     assert missed == (not reached and not table.all_linear_error)
     assert bool(table.all_linear_error) == (not names)
-    suggestion = modules.suggest(model, "expert")
+    suggestion = lora_targets.suggest(model, "expert")
     assert suggestion.target_parameters == ["experts.gate_up_proj", "experts.down_proj"]
     assert trainable(model, **suggestion) == suggestion.adapter
     assert suggestion.adapter == sum(t.adapter for t in experts)
@@ -174,15 +179,15 @@ def test_experts_as_parameters(kind: str, sizes: dict) -> None:
 def test_names_that_peft_takes_for_the_experts() -> None:
     """DeepSeek-V3's dense and shared layers: no entry of target_modules reaches them."""
     model = small("deepseek_v3", **DEEPSEEK)
-    table = modules.discover(model)
+    table = lora_targets.discover(model)
     shared = table["shared_experts.gate_proj"]
     assert (shared.kind, shared.in_all_linear) == ("shared expert", 0)
-    check = modules.check_targets(model, ["gate_proj", "up_proj", "down_proj"])
+    check = lora_targets.check_targets(model, ["gate_proj", "up_proj", "down_proj"])
     assert all("in its place" in name.problem for name in check.names)
     assert check.names[2].kinds == ("expert",)
     assert trainable(model, target_modules=["gate_proj", "up_proj", "down_proj"]) == check.adapter
-    assert modules.check_targets(model, ["gate_proj"]).error.startswith("Cannot convert")
-    suggestion = modules.suggest(model, "shared expert")
+    assert lora_targets.check_targets(model, ["gate_proj"]).error.startswith("Cannot convert")
+    suggestion = lora_targets.suggest(model, "shared expert")
     assert "target_parameters" in suggestion.keys()
     assert trainable(model, **suggestion) == suggestion.adapter == 3 * 8 * (64 + 64)
 
@@ -190,7 +195,9 @@ def test_names_that_peft_takes_for_the_experts() -> None:
 def test_a_suggestion_trains_experts() -> None:
     """With weights: every adapter gets a gradient, on bare parameters as on modules."""
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["deepseek_v3"](**DEEPSEEK))
-    adapted = get_peft_model(model, LoraConfig(r=4, **modules.suggest(model, "all-linear+expert")))
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, **lora_targets.suggest(model, "all-linear+expert"))
+    )
     ids = torch.arange(64).reshape(2, 32)
     adapted(input_ids=ids, labels=ids).loss.backward()
     grads = [p.grad for name, p in adapted.named_parameters() if "lora_B" in name]
@@ -200,25 +207,25 @@ def test_a_suggestion_trains_experts() -> None:
 
 def test_hybrids_have_state_spaces() -> None:
     """Jamba mixes Mamba, attention, dense layers and experts; its all-linear leaves experts out."""
-    table = modules.discover(CONFIG_MAPPING["jamba"](num_hidden_layers=8))
+    table = lora_targets.discover(CONFIG_MAPPING["jamba"](num_hidden_layers=8))
     kinds = {t.name: t.kind for t in table}
     assert {kinds["in_proj"], kinds["x_proj"]} == {"state-space"}
     assert (kinds["conv1d"], kinds["q_proj"]) == ("convolution", "attention")
     assert kinds["router.weight"] == "router"
     assert table["conv1d"].refused  # 8192 groups, and the rank must be a multiple
     assert table["experts.down_proj"].in_all_linear == 0
-    suggestion = modules.suggest(small("jamba", num_hidden_layers=8), "state-space")
+    suggestion = lora_targets.suggest(small("jamba", num_hidden_layers=8), "state-space")
     assert suggestion.target_modules == ["in_proj", "x_proj", "dt_proj", "out_proj"]
 
 
 def test_mamba_has_layers_that_peft_refuses() -> None:
     """all-linear fails on it, and a suggestion leaves the refused layer out."""
     model = small("mamba", hidden_size=64, num_hidden_layers=2, vocab_size=128)
-    table = modules.discover(model)
+    table = lora_targets.discover(model)
     assert "out_proj" in table.all_linear_error
     assert table["out_proj"].refused
     assert "all-linear" in str(table)
-    suggestion = modules.suggest(model, "all-linear")
+    suggestion = lora_targets.suggest(model, "all-linear")
     assert suggestion.target_modules == ["in_proj", "x_proj", "dt_proj"]
     assert trainable(model, **suggestion) == suggestion.adapter
 
@@ -229,19 +236,19 @@ def test_towers_are_told_apart() -> None:
     config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 2
     config.text_config.layer_types = config.text_config.layer_types[:2]
     model = configs.build_empty(config)
-    suggestion = modules.suggest(model, "attention")
+    suggestion = lora_targets.suggest(model, "attention")
     assert isinstance(suggestion.target_modules, str)
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**suggestion))
     names = [name for name, _ in adapted.named_parameters() if "lora_A" in name]
     assert len(names) == 2 * 4
     assert not [name for name in names if "vision" in name]
-    assert modules.check_targets(model, ["q_proj"]).names[0].kinds == ("vision", "attention")
-    assert "no effect" in modules.discover(model)["attention.out_proj"].note
+    assert lora_targets.check_targets(model, ["q_proj"]).names[0].kinds == ("vision", "attention")
+    assert "no effect" in lora_targets.discover(model)["attention.out_proj"].note
 
 
 def test_encoders_and_pairs() -> None:
     """BERT's three layers called dense, and T5's encoder and decoder."""
-    bert = modules.discover(CONFIG_MAPPING["bert"]())
+    bert = lora_targets.discover(CONFIG_MAPPING["bert"]())
     dense = {t.name: t.kind for t in bert if t.name.endswith("dense")}
     assert dense == {
         "attention.output.dense": "attention",
@@ -250,9 +257,9 @@ def test_encoders_and_pairs() -> None:
         "transform.dense": "head",
     }
     model = small("bert", **SMALL, intermediate_size=128)
-    suggestion = modules.suggest(model, "MLP")
+    suggestion = lora_targets.suggest(model, "MLP")
     assert trainable(model, **suggestion) == suggestion.adapter == 2 * 2 * 8 * (64 + 128)
-    t5 = modules.discover(POCKET_T5)
+    t5 = lora_targets.discover(POCKET_T5)
     assert {t5["q"].kind, t5["o"].kind} == {"attention"}
     assert t5["q"].in_default == t5["q"].count == t5["v"].in_default
 
@@ -263,13 +270,13 @@ def test_quantized_layers_keep_their_shape(bits: int) -> None:
     hardware.mend_bitsandbytes()
     quantization = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, quantization_config=quantization)
-    table, plain = modules.discover(model), modules.discover(POCKET_MODEL)
+    table, plain = lora_targets.discover(model), lora_targets.discover(POCKET_MODEL)
     assert table["q_proj"].type == {4: "Linear4bit", 8: "Linear8bitLt"}[bits]
     assert table["lm_head"].type == "Linear"
     columns = ["name", "kind", "count", "shapes", "parameters", "adapter", "in_all_linear", "note"]
     assert table.to_frame()[columns].equals(plain.to_frame()[columns])
-    suggestion = modules.suggest(model, "all-linear")
-    assert suggestion == modules.suggest(POCKET_MODEL, "all-linear")
+    suggestion = lora_targets.suggest(model, "all-linear")
+    assert suggestion == lora_targets.suggest(POCKET_MODEL, "all-linear")
     adapted = get_peft_model(model, LoraConfig(r=8, **suggestion))
     assert adapted.get_nb_trainable_parameters()[0] == suggestion.adapter
 
@@ -289,7 +296,7 @@ def test_adapters_on_what_is_not_linear(kind: str, sizes: dict, name: str) -> No
     sweep_targets.shorten(config, 2)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    check = modules.check_targets(model, [name])
+    check = lora_targets.check_targets(model, [name])
     assert check.names[0].count == check.layers == 1
     assert trainable(model, target_modules=[name]) == check.adapter
 
@@ -299,10 +306,10 @@ def test_a_depthwise_convolution_wants_a_rank_of_its_own() -> None:
     """peft raises unless the rank is a multiple of the groups."""
     model = small("jamba", num_hidden_layers=2, hidden_size=8, mamba_dt_rank=4)
     assert model.model.layers[0].mamba.conv1d.groups == 16
-    assert "16 groups" in modules.check_targets(model, ["conv1d"]).error
+    assert "16 groups" in lora_targets.check_targets(model, ["conv1d"]).error
     with pytest.raises(ValueError, match="groups=16 and rank 8"):
         trainable(model, target_modules=["conv1d"])
-    check = modules.check_targets(model, ["conv1d"], r=32)
+    check = lora_targets.check_targets(model, ["conv1d"], r=32)
     adapted = get_peft_model(model, LoraConfig(r=32, target_modules=["conv1d"]))
     assert adapted.get_nb_trainable_parameters()[0] == check.adapter
 
@@ -314,7 +321,7 @@ def test_one_wrong_name_in_a_list() -> None:
     """peft issue 1959: it adapts what it finds and says nothing."""
     given = ["q_proj", "K_proj", "v_porj", "q_proj", "qkv", "zzz"]
     model = configs.build_empty(configs.load_config(POCKET_MODEL))
-    check = modules.check_targets(model, given)
+    check = lora_targets.check_targets(model, given)
     said = [(n.count, n.problem, n.nearest) for n in check.names]
     assert said == [
         (4, "", ""),
@@ -327,24 +334,24 @@ def test_one_wrong_name_in_a_list() -> None:
     assert (check.ok, check.error, check.layers) == (False, "", 4)
     assert trainable(model, target_modules=given) == check.adapter
     assert "says nothing" in check.summary()
-    assert modules.check_targets(model, ["q_proj", "self_attn.v_proj"]).ok
+    assert lora_targets.check_targets(model, ["q_proj", "self_attn.v_proj"]).ok
 
 
 def test_a_string_is_a_regular_expression() -> None:
     """It has to fit the whole name: "q_proj" fits none, and peft raises."""
-    good = modules.check_targets(POCKET_MODEL, r".*\.(q|v)_proj")
+    good = lora_targets.check_targets(POCKET_MODEL, r".*\.(q|v)_proj")
     assert (good.ok, good.layers, good.names[0].kinds) == (True, 8, ("attention",))
     for given, names in (("q_proj", ["q_proj"]), ("q_proj, v_proj", ["q_proj", "v_proj"])):
-        bad = modules.check_targets(POCKET_MODEL, given)
+        bad = lora_targets.check_targets(POCKET_MODEL, given)
         assert bad.error
         assert bad.names[0].nearest == repr(names)
-    everything = modules.check_targets(POCKET_MODEL, "All-Linear")
+    everything = lora_targets.check_targets(POCKET_MODEL, "All-Linear")
     assert (everything.ok, everything.layers) == (True, 28)
 
 
 def test_what_holds_layers_is_no_layer() -> None:
     """peft raises on the name of a block."""
-    check = modules.check_targets(POCKET_MODEL, ["q_proj", "self_attn"])
+    check = lora_targets.check_targets(POCKET_MODEL, ["q_proj", "self_attn"])
     assert "LlamaAttention" in check.names[1].problem
     assert "cannot adapt" in check.error
 
@@ -362,27 +369,27 @@ def test_what_holds_layers_is_no_layer() -> None:
 def test_bad_names(names: object, words: str) -> None:
     """What was given, what is allowed."""
     with pytest.raises(ValueError, match=words):
-        modules.check_targets(POCKET_MODEL, names)
+        lora_targets.check_targets(POCKET_MODEL, names)
 
 
 def test_bad_models_ranks_and_kinds() -> None:
     """Each says what to do."""
     model = configs.build_empty(configs.load_config(POCKET_MODEL))
     with pytest.raises(ValueError, match="rank is a whole number"):
-        modules.discover(model, r=0)
+        lora_targets.discover(model, r=0)
     with pytest.raises(ValueError, match=r"has: embedding, attention, MLP, head, all-linear"):
-        modules.suggest(model, "vision")
+        lora_targets.suggest(model, "vision")
     with pytest.raises(ValueError, match="no layer that LoRA can adapt"):
-        modules.discover(torch.nn.Sequential(torch.nn.LayerNorm(4)))
+        lora_targets.discover(torch.nn.Sequential(torch.nn.LayerNorm(4)))
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="has an adapter already"):
-        modules.discover(adapted)
+        lora_targets.discover(adapted)
 
 
 def test_plain_modules_of_torch() -> None:
     """A network without a config, its layers called by numbers."""
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    table = modules.discover(net)
+    table = lora_targets.discover(net)
     assert [(t.name, t.adapter) for t in table] == [("0", 8 * 12), ("2", 8 * 10)]
     assert table.parameters == sum(p.numel() for p in net.parameters())
 
@@ -390,10 +397,10 @@ def test_plain_modules_of_torch() -> None:
 def test_tables_are_plain_and_safe() -> None:
     """As text, HTML, JSON and DataFrame; what comes from a model is escaped."""
     net = torch.nn.ModuleDict({"<b>x</b>": torch.nn.Linear(4, 8)})
-    assert "<b>x" not in modules.discover(net)._repr_html_()
-    assert "<b>x" not in modules.check_targets(net, ["<b>y</b>"])._repr_html_()
-    assert "<b>x" not in modules.suggest(net, "other")._repr_html_()
-    table = modules.discover(POCKET_MODEL)
+    assert "<b>x" not in lora_targets.discover(net)._repr_html_()
+    assert "<b>x" not in lora_targets.check_targets(net, ["<b>y</b>"])._repr_html_()
+    assert "<b>x" not in lora_targets.suggest(net, "other")._repr_html_()
+    table = lora_targets.discover(POCKET_MODEL)
     assert json.loads(json.dumps(table.to_dict()))["targets"][1]["name"] == "q_proj"
     frame = table.to_frame()
     assert (
@@ -414,7 +421,7 @@ def test_every_shipped_config_can_be_targeted() -> None:
     """Offline, by name."""
     assert configs.shipped()
     for name in configs.shipped():
-        assert modules.suggest(name, "attention").layers
+        assert lora_targets.suggest(name, "attention").layers
 
 
 def test_configs_that_are_none(tmp_path: Path) -> None:

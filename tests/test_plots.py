@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import data, plots, quantization
-from course_utils.memory import StepMemory, fits, predict
+from course_utils.memory import StepMemory
 from course_utils.paths import POCKET_MODEL
+from preflight.memory_plan import fits, predict
+from preflight.plots import plot_fits, summarise_fits
 
 
 def test_bars_carry_their_values() -> None:
@@ -122,15 +124,15 @@ def test_memory_over_a_step_marks_its_phases(step: StepMemory) -> None:
         plots.memory_over_step(StepMemory.from_dict(step.to_dict()))
 
 
-def test_memory_fits_says_so_in_words() -> None:
+def test_plot_fits_says_so_in_words() -> None:
     """A grid whose cells can be read without their colour."""
     found = fits(str(POCKET_MODEL), ["T4", 0.5], ["lora", "full"], length=128)
-    axes = plots.memory_fits(found).axes[0]
+    axes = plot_fits(found).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert len(texts) == 4
     assert sum(text.endswith(": fits") for text in texts) == 2
     assert sum(text.endswith(": too large") for text in texts) == 2
-    assert plots.summarise_fits(found) == (
+    assert summarise_fits(found) == (
         "Fits: lora on 1 of 2 (smallest T4), full on 1 of 2 (smallest T4)."
     )
 

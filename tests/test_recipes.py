@@ -10,7 +10,7 @@ import pytest
 from transformers import Gemma3Config, Gemma3TextConfig, GPT2Config, MambaConfig, MixtralConfig
 
 from course_utils.paths import COURSE_ROOT
-from course_utils.throughput import flops_per_token, tokens_per_second
+from preflight.memory_plan.throughput import flops_per_token, tokens_per_second
 
 NOTEBOOKS = COURSE_ROOT / "notebooks"
 RECIPES = NOTEBOOKS / "recipes"

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
 from course_utils import plots, widgets
+from course_utils.widgets.explorer import Explorer
 from course_utils.widgets.schedule import FOLLOW_THE_LOSS, SCHEDULES, own_arguments
-from course_utils.widgets.shell import Explorer
 
 TINY = LlamaConfig(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8

@@ -40,11 +40,12 @@ import yaml
 from matplotlib.figure import Figure
 
 import course_utils
-from course_utils import display, memory, plots, serving, widgets
-from course_utils.memory.table import CATEGORIES, PHASES
+from course_utils import display, plots, serving, widgets
+from course_utils.memory.step_memory import CATEGORIES, PHASES
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
 from course_utils.widgets import planner
-from course_utils.widgets.shell import Explorer
+from course_utils.widgets.explorer import Explorer
+from preflight import dataset_check, explorers, memory_plan
 
 sys.path.insert(0, str(COURSE_ROOT / "scripts"))
 import workshop
@@ -298,7 +299,7 @@ class Hostile(Explorer):
 def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return HTML by what made it, everything of the package that makes any."""
     found = {kind.__qualname__: hostile(kind)._repr_html_() for kind in shown_classes()}
-    found["where a plan fits"] = planner._where(hostile(memory.Fits))
+    found["where a plan fits"] = planner._where(hostile(memory_plan.Fits))
     explorer = Hostile()
     assert explorer.picture.value, explorer.status.value
     found |= {n: getattr(explorer, n).value for n in ("numbers", "picture", "source")}
@@ -314,9 +315,9 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         found[type(error).__name__] = explorer.status.value
     rates = widgets.schedule_explorer()
     found["schedule"] = rates.numbers.value + rates.picture.value + rates.source.value
-    fit = dataclasses.replace(hostile(memory.Fits).rows[0], gpu=memory.find_gpu("T4"))
-    monkeypatch.setattr(planner, "plan_fits", lambda *_, **__: memory.Fits((fit,)))
-    plan = widgets.memory_planner("qwen3-0.6b")
+    fit = dataclasses.replace(hostile(memory_plan.Fits).rows[0], gpu=memory_plan.find_gpu("T4"))
+    monkeypatch.setattr(planner, "plan_fits", lambda *_, **__: memory_plan.Fits((fit,)))
+    plan = explorers.memory_planner("qwen3-0.6b")
     assert plan.picture.value, plan.status.value
     found["planner"] = plan.numbers.value + plan.picture.value + plan.source.value
     return found
@@ -375,7 +376,7 @@ def test_a_row_of_a_dataset_with_markup_in_every_place() -> None:
     """Once more the way that a reader takes: from the dataset to what the notebook shows."""
     rows = [{HOSTILE: HOSTILE, "messages": [{"role": HOSTILE, "content": HOSTILE}]}, {"x": HOSTILE}]
     for dataset in (rows, {HOSTILE: rows}, [{HOSTILE: HOSTILE}], [{"text": f"\x00{HOSTILE}"}]):
-        page = Seen(course_utils.dataset_check.check(dataset)._repr_html_())
+        page = Seen(dataset_check.check(dataset)._repr_html_())
         assert not page.active
         assert "alert" in page.text
     table = pd.crosstab(pd.Series([HOSTILE]), pd.Series([HOSTILE]))

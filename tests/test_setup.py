@@ -89,7 +89,8 @@ def test_pip_can_read_the_lines_for_conda(tmp_path: Path) -> None:
     """conda and Binder hand these lines to pip in a file beside environment.yml."""
     for name in ("requirements.txt", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(COURSE_ROOT / name, tmp_path)
-    shutil.copytree(COURSE_ROOT / "course_utils", tmp_path / "course_utils")
+    for name in ("course_utils", "preflight"):
+        shutil.copytree(COURSE_ROOT / name, tmp_path / name)
     text = (COURSE_ROOT / "environment.yml").read_text(encoding="utf-8")
     (tmp_path / "lines.txt").write_text("\n".join(re.findall(r"^      - (.+)$", text, flags=re.M)))
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index"]
@@ -191,7 +192,7 @@ def test_the_cell_does_nothing_elsewhere(tmp_path: Path) -> None:
 def test_the_cell_sets_colab_up(tmp_path: Path) -> None:
     """No other run takes the branch for Colab: fetch the tag, change folder, import, install."""
     origin, content = tmp_path / "origin", tmp_path / "content"
-    for name in ("course_utils", "notebooks/images"):
+    for name in ("course_utils", "preflight", "notebooks/images"):
         shutil.copytree(COURSE_ROOT / name, origin / name)
     for name in ("requirements.txt", "constraints.txt"):
         shutil.copy(COURSE_ROOT / name, origin)

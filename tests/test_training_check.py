@@ -35,8 +35,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import quantization
+from course_utils.divergence import StopOnDivergence
 from course_utils.paths import POCKET_MODEL
-from course_utils.training_check import StopOnDivergence, check_settings, check_trainer
+from preflight.training_check import check_settings, check_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,11 +20,12 @@ from trl import SFTConfig
 
 from course_utils import plots, quantization, widgets
 from course_utils.configs import build_empty, load_config
-from course_utils.memory import GPUS, predict
-from course_utils.memory.table import size_text
+from course_utils.memory.step_memory import size_text
 from course_utils.paths import POCKET_MODEL
-from course_utils.widgets.planner import CONFIGS
-from course_utils.widgets.shell import Explorer, call, control
+from course_utils.widgets.explorer import Explorer, call, control
+from preflight import explorers
+from preflight.explorers.planner import CONFIGS
+from preflight.memory_plan import GPUS, predict
 
 WEIGHTS = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
 BIASED = GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=300, n_positions=64)
@@ -51,7 +52,7 @@ def picture(explorer: Explorer) -> str:
 @pytest.mark.parametrize("targets", ["all-linear", "attention", ["c_fc"]])
 @pytest.mark.parametrize("r", [1, 8])
 def test_the_count_is_that_of_peft_with_biases(bias, targets, r):
-    summary = widgets.lora_summary(BIASED, r=r, bias=bias, targets=targets)
+    summary = explorers.lora_summary(BIASED, r=r, bias=bias, targets=targets)
     wrapped = get_peft_model(build_empty(BIASED), summary.config)
     trainable, total = wrapped.get_nb_trainable_parameters()
     adapters = sum(p.numel() for n, p in wrapped.named_parameters() if "lora_" in n)
@@ -60,13 +61,13 @@ def test_the_count_is_that_of_peft_with_biases(bias, targets, r):
 
 @pytest.mark.parametrize("targets", ["all-linear", "attention", "expert", "attention+expert"])
 def test_the_count_is_that_of_peft_with_experts(targets):
-    summary = widgets.lora_summary(EXPERTS, r=4, targets=targets)
+    summary = explorers.lora_summary(EXPERTS, r=4, targets=targets)
     wrapped = get_peft_model(build_empty(EXPERTS), summary.config)
     assert summary.trainable == wrapped.get_nb_trainable_parameters()[0]
 
 
 def test_the_bytes_are_those_of_the_saved_adapter(tmp_path: Path):
-    summary = widgets.lora_summary(POCKET_MODEL, r=4)
+    summary = explorers.lora_summary(POCKET_MODEL, r=4)
     model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
     get_peft_model(model, summary.config).save_pretrained(tmp_path)
     size = (tmp_path / "adapter_model.safetensors").stat().st_size
@@ -74,7 +75,7 @@ def test_the_bytes_are_those_of_the_saved_adapter(tmp_path: Path):
 
 
 def test_a_summary_shows_alpha_over_r_and_code_that_makes_the_same_config():
-    summary = widgets.lora_summary(POCKET_MODEL, r=4, lora_alpha=2, targets=["q_proj", "v_proj"])
+    summary = explorers.lora_summary(POCKET_MODEL, r=4, lora_alpha=2, targets=["q_proj", "v_proj"])
     assert summary.scaling == 0.5
     assert "0.5" in text(summary._repr_html_()) and "alpha / r" in str(summary)
     made = eval(summary.code, {"LoraConfig": LoraConfig})
@@ -90,8 +91,8 @@ def test_code_is_right_for_values_with_quotes_in_them():
 def test_a_loaded_model_is_counted_and_left_as_it_is():
     model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL)
     names = [name for name, _ in model.named_parameters()]
-    found = widgets.lora_summary(model, r=4, targets="MLP")
-    assert found.trainable == widgets.lora_summary(POCKET_MODEL, r=4, targets="MLP").trainable
+    found = explorers.lora_summary(model, r=4, targets="MLP")
+    assert found.trainable == explorers.lora_summary(POCKET_MODEL, r=4, targets="MLP").trainable
     assert names == [name for name, _ in model.named_parameters()]
     assert all(p.requires_grad for p in model.parameters())
 
@@ -110,7 +111,7 @@ def test_a_loaded_model_is_counted_and_left_as_it_is():
 )
 def test_bad_arguments_are_refused_with_what_is_allowed(arguments, said):
     with pytest.raises(ValueError, match=said):
-        widgets.lora_summary(POCKET_MODEL, **arguments)
+        explorers.lora_summary(POCKET_MODEL, **arguments)
 
 
 # The LoRA explorer.
@@ -118,7 +119,7 @@ def test_bad_arguments_are_refused_with_what_is_allowed(arguments, said):
 
 @pytest.fixture(scope="module")
 def lora():
-    return widgets.lora_explorer(POCKET_MODEL, steps=2, **SMALL)
+    return explorers.lora_explorer(POCKET_MODEL, steps=2, **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def lora():
 def test_the_lora_explorer_shows_what_the_functions_give(lora, name, value, arguments):
     default = lora.settings[name]
     lora.controls[name].value = value
-    summary = widgets.lora_summary(POCKET_MODEL, **arguments)
+    summary = explorers.lora_summary(POCKET_MODEL, **arguments)
     memory = predict(POCKET_MODEL, "peft", peft_config=summary.config, **SMALL)
     assert summary.table() in lora.numbers.value
     assert text(summary.code) in text(lora.source.value)
@@ -147,8 +148,8 @@ def test_the_lora_explorer_shows_what_the_functions_give(lora, name, value, argu
 def test_a_quantized_model_is_simulated_as_it_is():
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, quantization_config=config)
-    explorer = widgets.lora_explorer(model, **SMALL)
-    summary = widgets.lora_summary(POCKET_MODEL)
+    explorer = explorers.lora_explorer(model, **SMALL)
+    summary = explorers.lora_summary(POCKET_MODEL)
     expected = predict(
         POCKET_MODEL, "qlora", peft_config=summary.config, quantization_config=config, **SMALL
     )
@@ -199,20 +200,20 @@ def test_the_button_trains_and_draws_the_curves_beside_each_other(lora, capfd):
 
 
 def test_training_repeats_itself_and_leaves_the_random_state():
-    config = widgets.lora_summary(POCKET_MODEL, r=2, lora_dropout=0.1).config
+    config = explorers.lora_summary(POCKET_MODEL, r=2, lora_dropout=0.1).config
     steps: list[int] = []
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first = widgets.lora_training(config, 2, on_step=steps.append)
+    first = explorers.lora_training(config, 2, on_step=steps.append)
     assert torch.equal(torch.rand(3), expected)
-    config = widgets.lora_summary(POCKET_MODEL, r=2, lora_dropout=0.1).config
-    assert widgets.lora_training(config, 2).equals(first)
+    config = explorers.lora_summary(POCKET_MODEL, r=2, lora_dropout=0.1).config
+    assert explorers.lora_training(config, 2).equals(first)
     assert steps == [1, 2]
 
 
 def test_a_training_that_fails_says_why_and_frees_the_button():
-    explorer = widgets.lora_explorer(BIASED, steps=2, **SMALL)
+    explorer = explorers.lora_explorer(BIASED, steps=2, **SMALL)
     explorer.controls["targets"].value = "by name"  # c_attn, which the pocket model has not
     explorer.button.click()
     assert "ValueError" in explorer.status.value and "c_attn" in explorer.status.value
@@ -302,7 +303,7 @@ def test_the_quantization_code_says_what_bitsandbytes_cannot_do():
 
 @pytest.fixture(scope="module")
 def planner():
-    return widgets.memory_planner(str(POCKET_MODEL))
+    return explorers.memory_planner(str(POCKET_MODEL))
 
 
 @pytest.mark.parametrize(
@@ -324,10 +325,10 @@ def test_the_planner_shows_what_the_functions_give(planner, name, value):
     gpu = settings.pop("gpu")
     method = settings.pop("method")
     settings.pop("model")
-    plan = widgets.plan_fits(str(POCKET_MODEL), method, gpus=gpu, **settings)
+    plan = explorers.plan_fits(str(POCKET_MODEL), method, gpus=gpu, **settings)
     shown = text(planner.numbers.value)
     assert f"Fits {gpu}: it needs {size_text(plan.rows[0].needed)} of" in shown
-    assert text(widgets.plan_code(method, **settings)) in text(planner.source.value)
+    assert text(explorers.plan_code(method, **settings)) in text(planner.source.value)
     assert f"now {plan.rows[0].memory.peak / 2**20:.2f} MiB" in text(picture(planner))
     planner.controls[name].value = default
 
@@ -341,7 +342,7 @@ def test_another_gpu_simulates_nothing(planner):
 
 
 def test_the_planner_says_what_does_not_fit():
-    planner = widgets.memory_planner("llama-3.1-70b", "T4")
+    planner = explorers.memory_planner("llama-3.1-70b", "T4")
     row = planner.now["T4", "qlora"]
     missing = size_text(row.needed - row.gpu.bytes)
     assert f"Does not fit T4: it needs {size_text(row.needed)} of" in text(planner.numbers.value)
@@ -352,7 +353,7 @@ def test_the_planner_says_what_does_not_fit():
 
 @pytest.mark.parametrize("size", ["24", 24])
 def test_the_planner_takes_a_size_in_gib(size):
-    planner = widgets.memory_planner(str(POCKET_MODEL), size)
+    planner = explorers.memory_planner(str(POCKET_MODEL), size)
     assert "Fits 24 GiB: it needs" in text(planner.numbers.value)
     planner.controls["gpu"].value = "T4"
     assert "Fits T4: it needs" in text(planner.numbers.value) and planner.status.value == ""
@@ -360,7 +361,7 @@ def test_the_planner_takes_a_size_in_gib(size):
 
 @pytest.mark.parametrize("method", list(CONFIGS))
 def test_the_plan_code_makes_what_was_simulated(method, tmp_path):
-    code = widgets.plan_code(method, batch_size=2, length=128, gradient_checkpointing=False)
+    code = explorers.plan_code(method, batch_size=2, length=128, gradient_checkpointing=False)
     made = {}
 
     def keep(kind):
@@ -379,7 +380,7 @@ def test_the_plan_code_makes_what_was_simulated(method, tmp_path):
         "gradient_checkpointing": made["SFTConfig"].activation_checkpointing,
         "optimizer": made["SFTConfig"].optim,
     }
-    plan = widgets.plan_fits(
+    plan = explorers.plan_fits(
         str(POCKET_MODEL), method, gpus="T4", batch_size=2, length=128, gradient_checkpointing=False
     )
     assert (
@@ -389,11 +390,11 @@ def test_the_plan_code_makes_what_was_simulated(method, tmp_path):
 
 def test_a_plan_needs_a_method_a_gpu_and_a_model_that_there_are():
     with pytest.raises(ValueError, match="full, lora, qlora, int8"):
-        widgets.plan_code("lorra")
+        explorers.plan_code("lorra")
     with pytest.raises(ValueError, match="RTX 4090"):
-        widgets.memory_planner(gpu="Voodoo 2")
+        explorers.memory_planner(gpu="Voodoo 2")
     with pytest.raises(FileNotFoundError):
-        widgets.memory_planner("./nowhere")
+        explorers.memory_planner("./nowhere")
 
 
 # The shell.

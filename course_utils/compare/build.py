@@ -16,7 +16,7 @@ from course_utils import hardware, models, quantization
 from course_utils.compare.experiment import Experiment, require_unique
 from course_utils.compare.inputs import load_inputs
 from course_utils.configs import load_config
-from course_utils.training_check import check_settings
+from preflight.training_check import check_settings
 
 # Arguments of SFTConfig for every run, unless its experiment says otherwise.
 TRAINING: dict[str, Any] = {

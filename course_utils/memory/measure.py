@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from course_utils.memory.attach import attached
-from course_utils.memory.ledger import as_dict, peaks, samples, timeline
+from course_utils.memory.allocations import as_dict, peaks, samples, timeline
+from course_utils.memory.hooks import attached
 from course_utils.memory.meter import CUDA_BLOCK, MemoryMeter
-from course_utils.memory.optimizers import states
-from course_utils.memory.table import PHASES, StepMemory
+from course_utils.memory.optimizer_states import states
+from course_utils.memory.step_memory import PHASES, StepMemory
 
 
 class Measurement:

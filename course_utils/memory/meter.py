@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from course_utils.memory.allocations import PHASE_OF, Ledger
 from course_utils.memory.kernels import scratch
-from course_utils.memory.ledger import PHASE_OF, Ledger
-from course_utils.memory.table import PHASES
+from course_utils.memory.step_memory import PHASES
 
 # PyTorch's CUDA allocator hands out multiples of this (kMinBlockSize in CUDACachingAllocator).
 CUDA_BLOCK = 512

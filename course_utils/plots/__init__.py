@@ -24,9 +24,7 @@ from course_utils.plots.curves import (
 from course_utils.plots.errors import confusion, summarise_confusion
 from course_utils.plots.memory import (
     memory_bars,
-    memory_fits,
     memory_over_step,
-    summarise_fits,
     summarise_memory,
     summarise_step,
 )
@@ -41,7 +39,6 @@ __all__ = [
     "loss_bands",
     "loss_curves",
     "memory_bars",
-    "memory_fits",
     "memory_over_step",
     "pareto_front",
     "quantization_errors",
@@ -49,7 +46,6 @@ __all__ = [
     "summarise_bands",
     "summarise_confusion",
     "summarise_errors",
-    "summarise_fits",
     "summarise_memory",
     "summarise_step",
     "summarise_sweep",

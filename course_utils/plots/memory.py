@@ -1,4 +1,4 @@
-"""A training step's memory: by category, over the step, and on which GPUs it fits."""
+"""A training step's memory: by category, and over the step."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from course_utils.plots.style import PALETTE, figure_axes
 
 if TYPE_CHECKING:
-    from course_utils.memory import Fits, StepMemory
+    from course_utils.memory import StepMemory
 
 
 def memory_bars(
@@ -49,7 +49,7 @@ def memory_bars(
             part = axes.barh(row, held / size, left=left, height=0.7, **_look(i))
             if held > 0.09 * peak:
                 words = [f"{held / size:.1f}"]
-                axes.bar_label(part, words, label_type="center", fontsize=8, bbox=_box())
+                axes.bar_label(part, words, label_type="center", fontsize=8, bbox=label_box())
             left += held / size
         axes.text(left + 0.01 * peak / size, row, f"{left:.1f} {unit}", va="center")
     axes.set_yticks(range(len(bars)), [name for name, _ in bars])
@@ -92,26 +92,6 @@ def memory_over_step(step: StepMemory, title: str = "Memory over a training step
     return figure
 
 
-def memory_fits(fits: Fits, title: str = "What fits where") -> Figure:
-    """Return a grid of GPUs and methods: the memory needed, and whether the GPU has it."""
-    methods = list(dict.fromkeys(row.method for row in fits.rows))
-    gpus = list(dict.fromkeys(row.gpu for row in fits.rows))
-    figure, axes = figure_axes(0.9 + 0.32 * len(gpus))
-    for row in fits.rows:
-        x, y = methods.index(row.method), gpus.index(row.gpu)
-        look = {"facecolor": PALETTE[5]} if row.fits else {"facecolor": "white", "hatch": "////"}
-        axes.add_patch(Rectangle((x, y), 1, 1, edgecolor="grey", **look))
-        words = f"{row.needed / 2**30:.1f} GiB: " + ("fits" if row.fits else "too large")
-        box = _box(look["facecolor"])
-        axes.text(x + 0.5, y + 0.5, words, ha="center", va="center", fontsize=9, bbox=box)
-    axes.set_xticks([i + 0.5 for i in range(len(methods))], methods)
-    names = [f"{gpu.name} ({gpu.memory:.1f} GiB)" for gpu in gpus]
-    axes.set_yticks([i + 0.5 for i in range(len(gpus))], names)
-    axes.set(xlim=(0, len(methods)), ylim=(len(gpus), 0), title=title)
-    axes.tick_params(length=0)
-    return figure
-
-
 def summarise_memory(
     predicted: Mapping[str, StepMemory], measured: Mapping[str, StepMemory] | None = None
 ) -> str:
@@ -136,17 +116,6 @@ def summarise_step(step: StepMemory) -> str:
     )
 
 
-def summarise_fits(fits: Fits) -> str:
-    """Return what `memory_fits` shows in one line of text."""
-    parts = []
-    for method in dict.fromkeys(row.method for row in fits.rows):
-        rows = [row for row in fits.rows if row.method == method]
-        enough = sorted((row for row in rows if row.fits), key=lambda row: row.gpu.memory)
-        smallest = f"smallest {enough[0].gpu.name}" if enough else "none is large enough"
-        parts.append(f"{method} on {len(enough)} of {len(rows)} ({smallest})")
-    return f"Fits: {', '.join(parts)}."
-
-
 def _look(i: int) -> dict[str, str]:
     """Return the colour and the hatching of the i-th category."""
     colours = (*PALETTE, "#999999")
@@ -154,7 +123,7 @@ def _look(i: int) -> dict[str, str]:
     return {"facecolor": colours[i % 7], "hatch": hatches[i % 7], "edgecolor": "white"}
 
 
-def _box(colour: str = "white") -> dict[str, object]:
+def label_box(colour: str = "white") -> dict[str, object]:
     """Return the background of a label that lies on hatching."""
     return {"boxstyle": "round,pad=0.15", "facecolor": colour, "linewidth": 0}
 

@@ -10,7 +10,7 @@ import torch
 
 from course_utils import plots
 from course_utils.quantization import KINDS, QuantizationReport, explore
-from course_utils.widgets.shell import Explorer, call, control
+from course_utils.widgets.explorer import Explorer, call, control
 
 BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 QUICK = 2**20  # so many weights take no time worth a message

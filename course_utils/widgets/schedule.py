@@ -15,7 +15,7 @@ from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from course_utils import plots
 from course_utils.display import html_table, text_table
-from course_utils.widgets.shell import Explorer, before_and_now, call, code, control
+from course_utils.widgets.explorer import Explorer, before_and_now, call, code, control
 
 # These two follow the evaluation loss, so nothing can be said of them before a training.
 FOLLOW_THE_LOSS = ("reduce_lr_on_plateau", "greedy")

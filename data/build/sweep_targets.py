@@ -1,7 +1,7 @@
 """Ask of every causal language model that transformers knows what LoRA reaches in it.
 
 Each type is built from its default configuration, cut to eight layers, on the meta device: shapes,
-but no weights. What course_utils.modules says of it is compared with what peft really wraps. The
+but no weights. What preflight.lora_targets says of it is compared with what peft really wraps. The
 table goes to data/results/target_modules.json; lesson 04 shows it and tests/test_modules.py makes
 it again. It stands here, with the scripts that make the course's other data.
 
@@ -30,12 +30,12 @@ from peft.tuners.lora import LoraLayer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from course_utils import modules
 from course_utils.files import write_whole
 from course_utils.paths import DATA
-from course_utils.target_modules.discovery import adapter_size, is_reached
-from course_utils.target_modules.layers import find_layers
-from course_utils.target_modules.reach import reach
+from preflight import lora_targets
+from preflight.lora_targets.discovery import adapter_size, is_reached
+from preflight.lora_targets.layers import find_layers
+from preflight.lora_targets.peft_rules import reach
 
 OUTPUT = DATA / "results" / "target_modules.json"
 SCHEMA = 1
@@ -156,7 +156,7 @@ def record(kind: str) -> dict[str, Any]:
     except Exception as error:  # a default configuration can fail in any way
         reason = " ".join(str(error).split()).partition(". ")[0]
         return {"type": kind, "built": False, "reason": f"{type(error).__name__}: {reason[:160]}"}
-    table = modules.discover(model, RANK)
+    table = lora_targets.discover(model, RANK)
     layers = find_layers(model)
     reached = {name: reach(model, targets, r=RANK) for name, targets in LISTS.items()}
     agrees = {}
@@ -168,7 +168,7 @@ def record(kind: str) -> dict[str, Any]:
 
     agrees["parameters"] = table.parameters == sum(p.numel() for p in model.parameters())
     experts = "+expert" if "expert" in table.kinds else ""
-    suggestion = modules.suggest(model, f"all-linear{experts}", RANK)
+    suggestion = lora_targets.suggest(model, f"all-linear{experts}", RANK)
 
     blocks = [target for target in table if target.in_blocks]
     hit = {

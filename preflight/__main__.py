@@ -1,0 +1,21 @@
+"""What to ask before a GPU is rented, ``python -m preflight COMMAND``: check, memory, modules."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from course_utils.__main__ import run, utf8_pipes
+from preflight.commands import add_commands
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 fine, 1 found something, 2 could not run."""
+    parser = argparse.ArgumentParser(prog="python -m preflight", description=__doc__)
+    add_commands(parser.add_subparsers(required=True, metavar="command"))
+    return run(parser, arguments)
+
+
+if __name__ == "__main__":
+    utf8_pipes()
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""What a training step will take, without its hardware: predicted, and held against GPUs.
+
+``predict(config, "qlora", length=2048)`` simulates a step and gives a `StepMemory`, as
+a meter does. ``fits(config)`` says which GPUs have the memory, and ``sharded`` what several that
+share the model need.
+"""
+
+from preflight.memory_plan.advice import Change, Overhead, largest
+from preflight.memory_plan.gpu_fit import Fit, Fits, fits, plan_text
+from preflight.memory_plan.gpus import GPU, GPUS, GPUTable, find_gpu
+from preflight.memory_plan.optimizers import OPTIMIZERS
+from preflight.memory_plan.options import METHODS
+from preflight.memory_plan.predict import predict
+from preflight.memory_plan.sharding import Units, sharded, units
+from preflight.memory_plan.throughput import flops_per_token, tokens_per_second
+
+__all__ = [
+    "GPU",
+    "GPUS",
+    "METHODS",
+    "OPTIMIZERS",
+    "Change",
+    "Fit",
+    "Fits",
+    "GPUTable",
+    "Overhead",
+    "Units",
+    "find_gpu",
+    "fits",
+    "flops_per_token",
+    "largest",
+    "plan_text",
+    "predict",
+    "sharded",
+    "tokens_per_second",
+    "units",
+]

@@ -1,0 +1,275 @@
+"""How far a training plan can grow on a GPU, and what would make one fit that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from course_utils.memory.step_memory import StepMemory, size_text
+from preflight.memory_plan.gpus import GPU
+from preflight.memory_plan.predict import predict
+from preflight.memory_plan.sharding import Units, sharded, units
+
+GIB = 2**30
+LARGEST_BATCH = 1024  # where the search ends
+LONGEST = 131072  # tokens, for a model that states no limit
+TOKENS = 64  # lengths are searched in steps of this many
+SHORTEST = 256  # tokens; a shorter length is not proposed
+DEGREES = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a GPU needs beyond the tensors of a step: `fixed` GiB and a `share` of the peak.
+
+    The prediction counts the bytes of tensors. The CUDA context, the workspaces of kernels and the
+    gaps between tensors (fragmentation) come on top. The defaults are an assumption, not a
+    measurement of the course: in five of the out-of-memory messages named in gpus.py (one process
+    on its GPU), 0.4 to 0.6 GiB were outside PyTorch, and 0 to 7% of what was allocated lay in gaps.
+    """
+
+    fixed: float = 1.0
+    share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.fixed < float("inf") and 0 <= self.share < float("inf")):
+            raise ValueError(
+                f"An overhead of {self.fixed} GiB + {self.share:.0%} was given. Neither can be "
+                "below 0. Give, for example, Overhead(fixed=1.0, share=0.05)."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.fixed:g} GiB + {100 * self.share:g}%"
+
+    def of(self, peak: int) -> int:
+        """Return the overhead of a step with this peak, in bytes."""
+        return int(self.fixed * GIB + self.share * peak)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change to a plan: the `setting` to write, and what it saves at the peak, in bytes."""
+
+    name: str
+    setting: str
+    saving: int
+    fits: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.setting}): saves {size_text(self.saving)}"
+
+
+class Simulations:
+    """Predictions for one model, each made once."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.config = config
+        self.made: dict[str, StepMemory] = {}
+        self.units: Units | None = None
+
+    def __call__(self, plan: Mapping[str, Any]) -> StepMemory:
+        options = {k: v for k, v in plan.items() if k != "shards"}
+        key = repr(sorted(options.items(), key=lambda item: item[0]))
+        if key not in self.made:
+            self.made[key] = predict(self.config, **options)
+        if plan["shards"] == 1:
+            return self.made[key]
+        self.units = self.units or units(self.config)
+        return sharded(self.made[key], self.units, plan["shards"])
+
+
+class Search:
+    """What one plan can become on a GPU; what was simulated for one GPU serves the next."""
+
+    def __init__(self, simulate: Simulations, plan: Mapping[str, Any], overhead: Overhead) -> None:
+        self.simulate, self.plan, self.overhead = simulate, plan, overhead
+        self.batches: dict[int, int] = {}
+        self.lengths: dict[int, int] = {}
+
+    def peak(self, plan: Mapping[str, Any]) -> int:
+        return self.simulate(plan).peak
+
+    def needed(self, plan: Mapping[str, Any]) -> int:
+        peak = self.peak(plan)
+        return peak + self.overhead.of(peak)
+
+    def limits(self, gpu: GPU) -> tuple[int, int]:
+        """Return the largest batch and the largest length that fit, 0 where none does."""
+        text = self.simulate.config.get_text_config()
+        context = getattr(text, "max_position_embeddings", None) or LONGEST
+        unit = min(TOKENS, context)
+        batch = largest(
+            lambda n: self.needed({**self.plan, "batch_size": n}),
+            gpu.bytes,
+            start=self.plan["batch_size"],
+            end=max(LARGEST_BATCH, self.plan["batch_size"]),
+            points=self.batches,
+        )
+        if self.plan["length"] % unit == 0:  # a point that is known
+            self.lengths[self.plan["length"] // unit] = self.needed(self.plan)
+        # With the attention kernels in use memory follows the tokens of a batch, however they are
+        # divided into rows, so the batch's answer is the first guess for the length.
+        tokens = largest(
+            lambda n: self.needed({**self.plan, "length": unit * n}),
+            gpu.bytes,
+            start=max(1, batch * self.plan["length"] // (self.plan["batch_size"] * unit)),
+            end=context // unit,
+            points=self.lengths,
+        )
+        return batch, tokens * unit
+
+    def advice(self, gpu: GPU) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+        """Return the change or changes that make the plan fit, and those that alone do not."""
+        if self.needed(self.plan) <= gpu.bytes:
+            return (), ()
+        tried = []
+        for step in self.possible(self.plan, gpu):
+            change = self.chain([step], gpu)[0]
+            if change.fits:
+                return (change,), tuple(tried)
+            tried.append(change)
+        return tuple(self.chain(self.together(gpu), gpu)), tuple(tried)
+
+    def together(self, gpu: GPU) -> list[_Step]:
+        """Return steps that make the plan fit only together, [] where nothing does."""
+        taken: list[_Step] = []
+        plan = self.plan
+        while self.needed(plan) > gpu.bytes:
+            step = next(
+                (
+                    s
+                    for s in self.possible(plan, gpu)
+                    if self.peak({**plan, **s.update}) < self.peak(plan)
+                ),
+                None,
+            )
+            if step is None:
+                return []
+            taken.append(step)
+            plan = {**plan, **step.update}
+        # A later step can make an earlier one needless: QLoRA after LoRA, say.
+        for step in taken[:-1]:
+            rest = [other for other in taken if other is not step]
+            if self.needed(self.after(rest)) <= gpu.bytes:
+                taken = rest
+        return taken
+
+    def possible(self, plan: Mapping[str, Any], gpu: GPU) -> list[_Step]:
+        """Return the steps from a plan, without those that leave weights that are too large."""
+        heavy = self.simulate(plan).total("load") + self.overhead.of(0) > gpu.bytes
+        return [s for s in steps(plan, gpu) if s.lightens or not heavy]
+
+    def after(self, taken: Sequence[_Step]) -> dict[str, Any]:
+        plan = dict(self.plan)
+        for step in taken:
+            plan |= step.update
+        return plan
+
+    def chain(self, taken: Sequence[_Step], gpu: GPU) -> list[Change]:
+        """Return steps as changes, each with what it saves after those before it."""
+        plans = [self.after(taken[:i]) for i in range(len(taken) + 1)]
+        return [
+            Change(
+                step.name,
+                step.setting,
+                self.peak(before) - self.peak(after),
+                self.needed(after) <= gpu.bytes,
+            )
+            for step, before, after in zip(taken, plans, plans[1:], strict=False)
+        ]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A change that can be made to a plan; `lightens` says whether weights are smaller after it."""
+
+    name: str
+    setting: str
+    update: Mapping[str, Any]
+    lightens: bool = False
+
+
+def steps(plan: Mapping[str, Any], gpu: GPU) -> Iterator[_Step]:
+    """Yield what can be changed in a plan, what costs the result least first.
+
+    First what leaves the result as it is and costs time, then the optimizer, the method, the data,
+    and at last the number of GPUs.
+    """
+    method, optimizer = plan["method"], plan.get("optimizer", "adamw_torch_fused")
+    batch = plan["batch_size"]
+    if not plan.get("gradient_checkpointing", True):
+        yield _Step(
+            "gradient checkpointing",
+            "activation_checkpointing=True in SFTConfig",
+            {"gradient_checkpointing": True},
+        )
+    if plan.get("loss", "fused") != "fused":
+        yield _Step("the fused loss", "SFTTrainer, loss='fused'", {"loss": "fused"})
+    if batch > 1:
+        rounds = batch * plan.get("gradient_accumulation_steps", 1)
+        yield _Step(
+            "accumulated gradients",
+            f"batch_size=1, gradient_accumulation_steps={rounds}",
+            {"batch_size": 1, "gradient_accumulation_steps": rounds},
+        )
+    if gpu.cuda and optimizer.startswith(("adamw", "paged_adamw")):
+        if "8bit" not in optimizer:
+            yield _Step("8-bit AdamW", "optim='adamw_8bit'", {"optimizer": "adamw_8bit"})
+        if not optimizer.startswith("paged"):
+            paged = {"optimizer": "paged_adamw_8bit"}
+            yield _Step("paged 8-bit AdamW", "optim='paged_adamw_8bit'", paged)
+    if method == "full":
+        # The weights stay, so where they alone are too large LoRA cannot be the answer.
+        yield _Step("LoRA", "method='lora'", {"method": "lora"})
+    if method in ("full", "lora", "int8"):
+        update = {"method": "qlora"}
+        if plan.get("quantization_config") is not None:  # in 8 bits; QLoRA has its own
+            update |= {"quantization_config": None}
+        yield _Step("QLoRA", "method='qlora'", update, lightens=True)
+    length = plan["length"] // 2
+    while length >= SHORTEST:
+        yield _Step(f"length {length}", f"length={length}", {"length": length})
+        length //= 2
+    if gpu.cuda:
+        for degree in (d for d in DEGREES if d > plan["shards"]):
+            update = {"shards": degree}
+            yield _Step(f"FSDP on {degree} GPUs", f"shards={degree}", update, lightens=True)
+
+
+def largest(
+    needed: Callable[[int], int],
+    limit: int,
+    *,
+    start: int,
+    end: int,
+    points: dict[int, int] | None = None,
+) -> int:
+    """Return the largest n of 1 to `end` for which `needed(n)` is at most `limit`; 0 if none is.
+
+    `needed` must not fall as n grows. The first question is `start`. Memory is close to a straight
+    line in n, so the line through the two points nearest to the limit says where to look next; a
+    doubling or a halving, where there is no line yet. The answer and the number above it are always
+    among the points that were asked; `points` has those of earlier searches, and keeps the new.
+    """
+    points = {} if points is None else points
+    known = {n: held for n, held in points.items() if n <= end}
+    low = max((n for n, held in known.items() if held <= limit), default=0)
+    high = min((n for n, held in known.items() if held > limit), default=end + 1)
+    asked = 0
+    while high - low > 1:
+        near = sorted(points, key=lambda n: abs(points[n] - limit))[:2]
+        rise = points[near[1]] - points[near[0]] if len(near) == 2 else 0
+        if asked == 0 and low < start < high:
+            n = start
+        elif rise == 0 or asked > 8:  # no line, or far from one: halving always ends
+            n = 2 * low if high > end and low else (low + high) // 2
+        else:
+            n = near[0] + (limit - points[near[0]]) * (near[1] - near[0]) // rise
+        n = min(max(n, low + 1), high - 1)
+        points[n] = needed(n)
+        low, high = (n, high) if points[n] <= limit else (low, n)
+        asked += 1
+    return low

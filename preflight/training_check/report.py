@@ -1,0 +1,43 @@
+"""What a check of settings or of a trainer returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from preflight.dataset_check import Finding
+from preflight.dataset_check.report import findings_html
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What is wrong with settings or a trainer; shows as a table in a notebook.
+
+    `about` says in a line what is trained.
+    """
+
+    about: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if no finding is an error."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+    def require_ok(self) -> None:
+        """Raise ValueError, with all that is wrong and what to do, unless the report is ok."""
+        errors = [finding for finding in self.findings if finding.severity == "error"]
+        if errors:
+            raise ValueError("\n".join(f"{error.what} {error.fix}" for error in errors))
+
+    def __str__(self) -> str:
+        found = [finding.to_text() for finding in self.findings] or ["Nothing found."]
+        return "\n\n".join([self.about, *found])
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.about)}</p>{findings_html(self.findings)}"
+
+
+def finding(code: str, what: str, fix: str, severity: str = "error") -> Finding:
+    """Return a finding about the whole training."""
+    return Finding(severity, code, what, 0, (), fix)

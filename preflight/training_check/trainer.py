@@ -1,0 +1,181 @@
+"""A trainer that is built: what shows only with the model and the rows in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datasets import Dataset
+from peft import AdaLoraConfig, PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import Trainer
+
+from preflight.dataset_check import Finding
+from preflight.lora_targets.peft_rules import matches
+from preflight.training_check.report import TrainingReport, finding
+from preflight.training_check.settings import setting_findings, target_findings
+
+IGNORED = -100  # the label that the loss skips
+NAMED = 5  # rows that a finding names
+
+
+def check_trainer(trainer: Trainer) -> TrainingReport:
+    """Return what is wrong with a Trainer or SFTTrainer that is built and not trained yet.
+
+    Beside its settings: how much is trained, names that matched nothing, ranks above a layer's
+    size, a base model quantized otherwise than meant, rows without a label. Nothing is changed and
+    no random number drawn, so the training goes as it would have.
+    """
+    model = base = trainer.model
+    if isinstance(model, PeftModel):
+        base, config = model.get_base_model(), model.active_peft_config
+        trained, total = model.get_nb_trainable_parameters()
+        findings = [
+            *setting_findings(trainer.args, config),
+            *_unmatched(model, config),
+            *_ranks(model),
+            *_adalora(trainer, config),
+        ]
+    else:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+        findings = list(setting_findings(trainer.args, None))
+    if trained == total:
+        findings.append(
+            finding(
+                "all_weights",
+                f"All {total:,} parameters are trained: there is no adapter. Allowed, and right "
+                "for full fine-tuning.",
+                "For LoRA give the trainer peft_config=LoraConfig(...).",
+                "warning",
+            )
+        )
+    about = (
+        f"{type(trainer).__name__} on {type(base).__name__}: trains {trained:,} of {total:,} "
+        f"parameters ({trained / total:.2%}) at learning rate {trainer.args.learning_rate}"
+    )
+    return TrainingReport(
+        about, (*findings, *_quantized(model), *_rows(trainer.train_dataset, base))
+    )
+
+
+def _unmatched(model: PeftModel, config: PeftConfig) -> Iterator[Finding]:
+    targets = getattr(config, "target_modules", None) or ()
+    adapted = getattr(model, "targeted_module_names", ())
+    if adapted and not isinstance(targets, str):  # a string is one pattern, and that matched
+        missed = [n for n in sorted(targets) if not any(matches({n}, name) for name in adapted)]
+        if missed:
+            yield from target_findings(model.get_base_model().config, missed)
+    kept = [name for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+    for name in getattr(config, "modules_to_save", None) or ():
+        if not any(module.endswith(name) for module in kept):
+            yield finding(
+                "modules_to_save",
+                f"modules_to_save has {name!r}: matches nothing. Allowed are names of modules; "
+                "of a wrong one peft says nothing.",
+                "Look for the name in model.named_modules(), such as lm_head or score.",
+            )
+
+
+def _ranks(model: nn.Module) -> Iterator[Finding]:
+    layers = [
+        (rank, min(layer.in_features, layer.out_features), name.removeprefix("base_model.model."))
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+        for rank in layer.r.values()
+    ]
+    over = [one for one in layers if one[0] > one[1]]
+    if over:
+        rank, side, name = over[0]
+        yield finding(
+            "rank",
+            f"The rank is {rank:,}, above the smaller side of {len(over)} of {len(layers)} layers "
+            f"({side} in {name}). Allowed, but of no use: with a rank of {side} an adapter can be "
+            "any change of that layer.",
+            "Lower r: 8 and 16 are usual.",
+            "warning",
+        )
+
+
+def _adalora(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
+    if not isinstance(config, AdaLoraConfig):
+        return
+    after_steps = [type(one).on_optimizer_step for one in trainer.callback_handler.callbacks]
+    if not any("update_and_allocate" in after.__code__.co_names for after in after_steps):
+        yield finding(
+            "adalora_ranks",
+            "No callback's on_optimizer_step calls update_and_allocate: AdaLoRA then keeps "
+            f"init_r={config.init_r} ranks in every layer, and target_r={config.target_r} has no "
+            "effect. Allowed, but no longer AdaLoRA: no trainer makes that call, and none says so.",
+            "Add a callback with model.base_model.update_and_allocate(state.global_step), as "
+            "lesson 05 does.",
+            "warning",
+        )
+    # By name, so that a check of a plain Trainer need not import trl.
+    if config.orth_reg_weight and any(c.__name__ == "SFTTrainer" for c in type(trainer).__mro__):
+        yield finding(
+            "adalora_penalty",
+            f"SFTTrainer leaves out the penalty that orth_reg_weight={config.orth_reg_weight} asks "
+            "for: it makes the loss from log-probabilities, and AdaLoRA adds the penalty to the "
+            "model's own loss. Allowed, and then nothing keeps P and Q near orthogonal.",
+            "Train with Trainer, which takes the model's own loss; or do without the penalty.",
+            "warning",
+        )
+
+
+def _quantized(model: nn.Module) -> Iterator[Finding]:
+    layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    if layers and layers[0].weight.quant_type == "fp4":
+        yield finding(
+            "fp4",
+            "The base model is quantized to fp4, the default of BitsAndBytesConfig, which drops a "
+            "misspelt bnb_4bit_quant_type without a word. Allowed are fp4 and nf4.",
+            'QLoRA has bnb_4bit_quant_type="nf4": set it and load the model again. '
+            "quantization.checked_arguments(...) finds misspelt names.",
+            "warning",
+        )
+    # Of such widths bitsandbytes 0.50 mixes up the blocks' scales on a CPU, but not on a GPU.
+    sizes = [
+        (layer.in_features, layer.weight.quant_state.blocksize)
+        for layer in layers
+        if layer.weight.device.type == "cpu"
+    ]
+    cut = [(width, block) for width, block in sizes if width % block and width % 16 == 0]
+    if cut:
+        width, block = cut[0]
+        yield finding(
+            "block_size",
+            f"{len(cut)} of {len(layers)} layers in 4 bits are {width} wide, which cuts the blocks "
+            f"of {block}: on a CPU bitsandbytes computes them wrongly and says nothing. Allowed "
+            f"there are multiples of {block}.",
+            "Use a GPU, or load this model without quantization.",
+        )
+
+
+def _rows(rows: object, model: nn.Module) -> Iterator[Finding]:
+    if not isinstance(rows, Dataset):  # what streams is not read in advance
+        return
+    if not len(rows):
+        yield finding(
+            "no_rows",
+            "train_dataset has 0 rows. Allowed is 1 or more; SFTTrainer drops rows of which "
+            "max_length leaves no answer.",
+            "Raise max_length; dataset_check.check(dataset, tokenizer) names the rows.",
+        )
+    if "labels" in rows.column_names:
+        # A causal model predicts from the second token on.
+        first = int(type(model).__name__.endswith("ForCausalLM"))
+        empty = [
+            place
+            for place, labels in enumerate(rows.with_format(None)["labels"])
+            if isinstance(labels, list) and all(label == IGNORED for label in labels[first:])
+        ]
+        if empty:
+            what = (
+                "Rows in which no token is predicted: each label is masked (-100), or there is one "
+                "token alone. They teach nothing, and a batch of them logs a loss of 0.0."
+            )
+            fix = "Raise max_length, mend the column that masks them, or drop the rows."
+            some = tuple(empty[:NAMED])
+            yield Finding("error", "no_labels", what, len(empty), some, fix, "train")
