@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,36 @@ def text_table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
     padded = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
     return "\n".join(line.rstrip() for line in padded)
+
+
+class Result:
+    """What a check, a count or a prediction returns: it shows itself, and gives its data.
+
+    A dataclass that derives from it says what its table has; a notebook then shows that as HTML in
+    which everything is escaped, a terminal as padded text.
+    """
+
+    def headers(self) -> Sequence[str]:
+        """Return the names of the table's columns."""
+        raise NotImplementedError
+
+    def rows(self) -> Sequence[Sequence[object]]:
+        """Return the table's rows, a cell a column, as they are shown."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """Return what stands below the table as text, and above it as HTML; may be empty."""
+        return ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, [text_table(self.rows(), self.headers()), self.summary()]))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), self.headers(), self.summary())
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def memory(options: argparse.Namespace) -> int:
     from peft import LoraConfig
 
     from course_utils import configs
-    from preflight.memory_plan import GPUTable, Overhead, fits, plan_text
+    from preflight.memory_plan import GPUTable, Overhead, fit_gpus, plan_text
 
     if options.list:
         table = GPUTable()
@@ -66,7 +66,7 @@ def memory(options: argparse.Namespace) -> int:
                 "out, or choose lora, qlora or int8."
             )
         adapter["peft_config"] = LoraConfig(r=options.rank, target_modules="all-linear")
-    result = fits(
+    result = fit_gpus(
         options.model,
         options.gpu,
         options.method,

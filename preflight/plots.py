@@ -7,10 +7,10 @@ from matplotlib.patches import Rectangle
 
 from course_utils.plots.memory import label_box
 from course_utils.plots.style import PALETTE, figure_axes
-from preflight.memory_plan.gpu_fit import Fits
+from preflight.memory_plan.gpu_fit import GPUFitTable
 
 
-def plot_fits(fits: Fits, title: str = "What fits where") -> Figure:
+def plot_fits(fits: GPUFitTable, title: str = "What fits where") -> Figure:
     """Return a grid of GPUs and methods: the memory needed, and whether the GPU has it."""
     methods = list(dict.fromkeys(row.method for row in fits.rows))
     gpus = list(dict.fromkeys(row.gpu for row in fits.rows))
@@ -30,7 +30,7 @@ def plot_fits(fits: Fits, title: str = "What fits where") -> Figure:
     return figure
 
 
-def summarise_fits(fits: Fits) -> str:
+def summarise_fits(fits: GPUFitTable) -> str:
     """Return what `plot_fits` shows in one line of text."""
     parts = []
     for method in dict.fromkeys(row.method for row in fits.rows):

@@ -246,7 +246,7 @@ def test_every_keyword_exists(path: Path) -> None:
         "from transformers import LlamaConfig\nLlamaConfig(hidden_sizes=8)",
         "from trl import SFTTrainer\ndef make(kind=SFTTrainer):\n    return kind(tokenizer=1)",
         "from datasets import Dataset\nDataset.from_dict({}, fields=None)",
-        "from preflight import memory_plan\nmemory_plan.fits('m', lenght=3)",
+        "from preflight import memory_plan\nmemory_plan.fit_gpus('m', lenght=3)",
         "from course_utils import plots\nplots.bars({}, 'a', 'b', format='x')",
         "from transformers import TrainingArguments\n"
         "def make(**more):\n    return TrainingArguments('x', **{'seed': 0, **more})\n"

@@ -17,7 +17,7 @@ from preflight.memory_plan import (
     GPUTable,
     Overhead,
     find_gpu,
-    fits,
+    fit_gpus,
     largest,
     predict,
     sharded,
@@ -132,9 +132,9 @@ def test_largest_stays_below_its_end_whatever_is_known() -> None:
 
 def test_a_plan_with_a_larger_batch_or_length_than_usual() -> None:
     """Its largest batch is the plan's at least where the plan fits; its length the context."""
-    wide = fits(str(POCKET_MODEL), 24, "lora", length=8, batch_size=2048, limits=True).rows[0]
+    wide = fit_gpus(str(POCKET_MODEL), 24, "lora", length=8, batch_size=2048, limits=True).rows[0]
     assert wide.fits and wide.largest_batch >= 2048
-    long = fits(str(POCKET_MODEL), 24, "lora", length=1024, limits=True).rows[0]
+    long = fit_gpus(str(POCKET_MODEL), 24, "lora", length=1024, limits=True).rows[0]
     assert long.largest_length == 512
 
 
@@ -149,10 +149,10 @@ def test_largest_learns_from_earlier_searches() -> None:
 
 def test_the_overhead_is_its_own_line() -> None:
     """What is not simulated is shown, and can be set."""
-    roomy = fits(POCKET["model"], 24, "lora", length=128).rows[0]
+    roomy = fit_gpus(POCKET["model"], 24, "lora", length=128).rows[0]
     assert roomy.overhead == GIB + int(0.05 * roomy.memory.peak)
     assert roomy.needed == roomy.memory.peak + roomy.overhead
-    bare = fits(POCKET["model"], 24, "lora", length=128, overhead=Overhead(0, 0)).rows[0]
+    bare = fit_gpus(POCKET["model"], 24, "lora", length=128, overhead=Overhead(0, 0)).rows[0]
     assert bare.needed == bare.memory.peak == roomy.memory.peak
     with pytest.raises(ValueError, match="below 0"):
         Overhead(-1.0)
@@ -174,7 +174,7 @@ def test_the_limits_are_what_predict_says(method: str) -> None:
     model, options = plan["model"], {k: v for k, v in plan.items() if k not in ("model", "method")}
     gpu = gpu_with(3.5 * predict(**plan).peak)
     bare = Overhead(0, 0)
-    row = fits(model, gpu, method, overhead=bare, limits=True, **options).rows[0]
+    row = fit_gpus(model, gpu, method, overhead=bare, limits=True, **options).rows[0]
     assert row.fits
     batch, length = row.largest_batch, row.largest_length
     assert batch > plan["batch_size"]
@@ -188,7 +188,7 @@ def test_the_limits_are_what_predict_says(method: str) -> None:
 
 def test_a_gpu_too_small_for_anything() -> None:
     """0, not an error: nothing fits."""
-    row = fits(POCKET["model"], 0.5, "full", limits=True, advice=True).rows[0]
+    row = fit_gpus(POCKET["model"], 0.5, "full", limits=True, advice=True).rows[0]
     assert (row.fits, row.largest_batch, row.largest_length) == (False, 0, 0)
     assert row.changes == ()
 
@@ -203,7 +203,7 @@ def test_the_first_change_makes_it_fit() -> None:
     gpu = gpu_with((without + with_it) / 2)
     options = {k: plan[k] for k in ("batch_size", "length", "gradient_checkpointing")}
     bare = Overhead(0, 0)
-    row = fits(plan["model"], gpu, "lora", overhead=bare, advice=True, **options).rows[0]
+    row = fit_gpus(plan["model"], gpu, "lora", overhead=bare, advice=True, **options).rows[0]
     assert not row.fits
     (change,) = row.changes
     assert change.name == "gradient checkpointing"
@@ -222,7 +222,7 @@ def test_the_advice_for_8_bits_has_a_quantization_of_its_own() -> None:
     peaks = [predict(POCKET["model"], method, **sizes).peak for method in ("int8", "qlora")]
     gpu = GPU("test", sum(peaks) / 2 / GIB, cuda=False)
     options = sizes | {"quantization_config": eight}
-    row = fits(POCKET["model"], gpu, "int8", overhead=bare, advice=True, **options).rows[0]
+    row = fit_gpus(POCKET["model"], gpu, "int8", overhead=bare, advice=True, **options).rows[0]
     assert not row.fits
     assert [change.name for change in row.changes] == ["QLoRA"]
     assert row.changes[0].saving == peaks[0] - peaks[1] > 0
@@ -236,7 +236,7 @@ def test_several_changes_where_one_is_not_enough() -> None:
     options = {k: plan[k] for k in ("batch_size", "length", "gradient_checkpointing")}
     gpu = GPU("test", 1.02 * one / GIB, cuda=False)
     bare = Overhead(0, 0)
-    row = fits(plan["model"], gpu, "lora", overhead=bare, advice=True, **options).rows[0]
+    row = fit_gpus(plan["model"], gpu, "lora", overhead=bare, advice=True, **options).rows[0]
     assert len(row.changes) > 1
     assert [c.fits for c in row.changes] == [False] * (len(row.changes) - 1) + [True]
     assert row.memory.peak - sum(c.saving for c in row.changes) <= gpu.bytes
@@ -245,7 +245,7 @@ def test_several_changes_where_one_is_not_enough() -> None:
 
 def test_eight_billion_parameters_on_the_table_of_gpus() -> None:
     """QLoRA fits a T4 and LoRA does not; a row that was not asked for is refused."""
-    table = fits("llama-3.1-8b", ["T4", "RTX 4090", "A100 80GB", "B200"], ("lora", "qlora"))
+    table = fit_gpus("llama-3.1-8b", ["T4", "RTX 4090", "A100 80GB", "B200"], ("lora", "qlora"))
     assert [r.fits for r in table.rows if r.method == "qlora"] == [True] * 4
     assert not table["T4", "lora"].fits
     assert table["RTX 4090", "lora"].fits
@@ -264,16 +264,16 @@ def test_experts_that_are_not_quantized_are_named() -> None:
         hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, vocab_size=128, num_local_experts=4,
     )  # fmt: skip
-    table = fits(config, "T4", ("full", "qlora"), length=64)
+    table = fit_gpus(config, "T4", ("full", "qlora"), length=64)
     experts = 4 * 3 * 64 * 128
     attention, norms, router, embeddings = 64 * (64 + 32 + 32 + 64), 3 * 64, 4 * 64, 2 * 128 * 64
     assert table.unquantized == experts / (experts + attention + norms + router + embeddings)
     assert any("keep their dtype" in note for note in table.notes)
     by_hand = {"peft_config": LoraConfig(target_modules="all-linear")}
     by_hand["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True)
-    assert fits(config, "T4", "peft", length=64, **by_hand).unquantized == table.unquantized
-    assert fits(config, "T4", "full", length=64).unquantized == 0
-    assert fits("qwen3-0.6b", "T4", "qlora", length=64).unquantized == 0
+    assert fit_gpus(config, "T4", "peft", length=64, **by_hand).unquantized == table.unquantized
+    assert fit_gpus(config, "T4", "full", length=64).unquantized == 0
+    assert fit_gpus("qwen3-0.6b", "T4", "qlora", length=64).unquantized == 0
 
 
 @pytest.mark.parametrize(
@@ -288,14 +288,14 @@ def test_experts_that_are_not_quantized_are_named() -> None:
 def test_bad_plans_are_refused(gpus: object, methods: object, words: str) -> None:
     """The message says what was given."""
     with pytest.raises(ValueError, match=words):
-        fits(POCKET["model"], gpus, methods)
+        fit_gpus(POCKET["model"], gpus, methods)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"length": -1}, {"shards": 0}])
 def test_bad_sizes_are_refused(options: dict[str, int]) -> None:
     """Before anything is simulated for long."""
     with pytest.raises(ValueError, match=r"Allowed|has to|must"):
-        fits(POCKET["model"], "T4", "lora", **options)
+        fit_gpus(POCKET["model"], "T4", "lora", **options)
 
 
 def test_units_are_all_of_the_model() -> None:

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from course_utils import data, plots, quantization
 from course_utils.memory import StepMemory
 from course_utils.paths import POCKET_MODEL
-from preflight.memory_plan import fits, predict
+from preflight.memory_plan import fit_gpus, predict
 from preflight.plots import plot_fits, summarise_fits
 
 
@@ -126,7 +126,7 @@ def test_memory_over_a_step_marks_its_phases(step: StepMemory) -> None:
 
 def test_plot_fits_says_so_in_words() -> None:
     """A grid whose cells can be read without their colour."""
-    found = fits(str(POCKET_MODEL), ["T4", 0.5], ["lora", "full"], length=128)
+    found = fit_gpus(str(POCKET_MODEL), ["T4", 0.5], ["lora", "full"], length=128)
     axes = plot_fits(found).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert len(texts) == 4

@@ -299,7 +299,7 @@ class Hostile(Explorer):
 def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return HTML by what made it, everything of the package that makes any."""
     found = {kind.__qualname__: hostile(kind)._repr_html_() for kind in shown_classes()}
-    found["where a plan fits"] = planner._where(hostile(memory_plan.Fits))
+    found["where a plan fits"] = planner._where(hostile(memory_plan.GPUFitTable))
     explorer = Hostile()
     assert explorer.picture.value, explorer.status.value
     found |= {n: getattr(explorer, n).value for n in ("numbers", "picture", "source")}
@@ -315,8 +315,10 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         found[type(error).__name__] = explorer.status.value
     rates = widgets.schedule_explorer()
     found["schedule"] = rates.numbers.value + rates.picture.value + rates.source.value
-    fit = dataclasses.replace(hostile(memory_plan.Fits).rows[0], gpu=memory_plan.find_gpu("T4"))
-    monkeypatch.setattr(planner, "plan_fits", lambda *_, **__: memory_plan.Fits((fit,)))
+    fit = dataclasses.replace(
+        hostile(memory_plan.GPUFitTable).rows[0], gpu=memory_plan.find_gpu("T4")
+    )
+    monkeypatch.setattr(planner, "plan_fits", lambda *_, **__: memory_plan.GPUFitTable((fit,)))
     plan = explorers.memory_planner("qwen3-0.6b")
     assert plan.picture.value, plan.status.value
     found["planner"] = plan.numbers.value + plan.picture.value + plan.source.value

@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 from course_utils import configs, plots
 from course_utils.memory.step_memory import size_text
 from course_utils.widgets.explorer import Explorer, before_and_now, call, control
-from preflight.memory_plan import GPU, GPUS, OPTIMIZERS, Fits, find_gpu, fits
+from preflight.memory_plan import GPU, GPUS, OPTIMIZERS, GPUFitTable, find_gpu, fit_gpus
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 NF4 = {
@@ -57,14 +57,14 @@ def plan_code(
     return "\n".join([*parts, call("SFTConfig", training)])
 
 
-def plan_fits(model: str, method: str, **options: Any) -> Fits:
-    """Return on which GPUs the plan of `plan_code` fits; the options are those of `memory.fits`.
+def plan_fits(model: str, method: str, **options: Any) -> GPUFitTable:
+    """Return on which GPUs the plan of `plan_code` fits; the options are `fit_gpus`'s.
 
     Raises:
-        ValueError, FileNotFoundError, RuntimeError: as `memory.fits`.
+        ValueError, FileNotFoundError, RuntimeError: as `memory_plan.fit_gpus`.
     """
     lora, quantization = _configs(method)
-    return fits(
+    return fit_gpus(
         model,
         methods=method,
         peft_config=LoraConfig(**lora) if lora else None,
@@ -73,7 +73,7 @@ def plan_fits(model: str, method: str, **options: Any) -> Fits:
     )
 
 
-def verdict(plan: Fits, gpu: str | GPU) -> str:
+def verdict(plan: GPUFitTable, gpu: str | GPU) -> str:
     """Return in a sentence whether a plan fits a GPU, and what is missing or left.
 
     Raises:
@@ -92,8 +92,8 @@ class MemoryPlanner(Explorer):
 
     def __init__(self, model: str, gpu: GPU) -> None:
         self.gpus = {one.name: one for one in (*GPUS, gpu)}  # a size in GiB comes last
-        self.plans: dict[tuple[Any, ...], Fits] = {}
-        self.now: Fits | None = None
+        self.plans: dict[tuple[Any, ...], GPUFitTable] = {}
+        self.now: GPUFitTable | None = None
         slider, menu = ipywidgets.SelectionSlider, ipywidgets.Dropdown
         models = list(dict.fromkeys([*configs.shipped(), model]))
         gpus = [(f"{one.name} ({one.memory:.1f} GiB)", name) for name, one in self.gpus.items()]
@@ -142,7 +142,7 @@ def memory_planner(model: str = "llama-3.1-8b", gpu: str | float = "T4") -> Memo
     return MemoryPlanner(model, find_gpu(gpu))
 
 
-def _where(plan: Fits) -> str:
+def _where(plan: GPUFitTable) -> str:
     """Return the GPUs that have enough memory and those that have not, as HTML."""
     lines = []
     for fits_it, words in ((True, "Fits"), (False, "Does not fit")):

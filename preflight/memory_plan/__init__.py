@@ -1,12 +1,12 @@
 """What a training step will take, without its hardware: predicted, and held against GPUs.
 
 ``predict(config, "qlora", length=2048)`` simulates a step and gives a `StepMemory`, as
-a meter does. ``fits(config)`` says which GPUs have the memory, and ``sharded`` what several that
-share the model need.
+a meter does. ``fit_gpus(config)`` says which GPUs have the memory, and ``sharded`` what several
+that share the model need.
 """
 
 from preflight.memory_plan.advice import Change, Overhead, largest
-from preflight.memory_plan.gpu_fit import Fit, Fits, fits, plan_text
+from preflight.memory_plan.gpu_fit import GPUFit, GPUFitTable, fit_gpus, plan_text
 from preflight.memory_plan.gpus import GPU, GPUS, GPUTable, find_gpu
 from preflight.memory_plan.optimizers import OPTIMIZERS
 from preflight.memory_plan.options import METHODS
@@ -20,13 +20,13 @@ __all__ = [
     "METHODS",
     "OPTIMIZERS",
     "Change",
-    "Fit",
-    "Fits",
+    "GPUFit",
+    "GPUFitTable",
     "GPUTable",
     "Overhead",
     "Units",
     "find_gpu",
-    "fits",
+    "fit_gpus",
     "flops_per_token",
     "largest",
     "plan_text",

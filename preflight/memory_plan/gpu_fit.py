@@ -20,7 +20,7 @@ from preflight.memory_plan.sharding import check_degree
 
 
 @dataclass(frozen=True)
-class Fit:
+class GPUFit:
     """A plan on a GPU.
 
     `largest_batch` and `largest_length` are the largest that fit while the rest of the plan stays
@@ -51,18 +51,18 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Fits:
+class GPUFitTable:
     """Plans on GPUs, as a table; `fits[gpu, method]` is one of its rows.
 
     `unquantized` is the share of the parameters that bitsandbytes leaves as they are because they
     are 3-D tensors, in which several experts lie; 0 if no method quantizes.
     """
 
-    rows: tuple[Fit, ...]
+    rows: tuple[GPUFit, ...]
     overhead: Overhead = field(default_factory=Overhead)
     unquantized: float = 0.0
 
-    def __getitem__(self, key: tuple[str | float | GPU, str]) -> Fit:
+    def __getitem__(self, key: tuple[str | float | GPU, str]) -> GPUFit:
         gpu, method = find_gpu(key[0]), key[1]
         for row in self.rows:
             if (row.gpu, row.method) == (gpu, method):
@@ -149,7 +149,7 @@ class Fits:
         return self.to_frame().to_html(index=False) + notes
 
 
-def fits(
+def fit_gpus(
     model: str | Path | PretrainedConfig,
     gpus: str | float | GPU | Iterable[str | float | GPU] | None = None,
     methods: str | Sequence[str] = ("full", "lora", "qlora"),
@@ -161,7 +161,7 @@ def fits(
     limits: bool = False,
     advice: bool = False,
     **options: Any,
-) -> Fits:
+) -> GPUFitTable:
     """Return on which GPUs a model's training fits, by simulation.
 
     `gpus` are names, sizes in GiB or `GPU`s (None: all that the course knows); `options` go to
@@ -192,11 +192,11 @@ def fits(
         for gpu in chosen:
             largest = search.limits(gpu) if limits else (None, None)
             remedy = search.advice(gpu) if advice else ((), ())
-            rows.append(Fit(gpu, method, memory, overhead.of(memory.peak), *largest, *remedy))
+            rows.append(GPUFit(gpu, method, memory, overhead.of(memory.peak), *largest, *remedy))
     rows.sort(key=lambda row: chosen.index(row.gpu))
     quantized = options.get("quantization_config") is not None
     quantizes = quantized or not {"qlora", "int8"}.isdisjoint(wanted)
-    return Fits(tuple(rows), overhead, _share_of_experts(config) if quantizes else 0.0)
+    return GPUFitTable(tuple(rows), overhead, _share_of_experts(config) if quantizes else 0.0)
 
 
 def _share_of_experts(config: PretrainedConfig) -> float:
@@ -211,7 +211,7 @@ def _several(gpus: Any) -> list[Any]:
     return [gpus] if isinstance(gpus, str | int | float | GPU) else list(gpus)
 
 
-def plan_text(result: Fits) -> str:
+def plan_text(result: GPUFitTable) -> str:
     """Return what was found about one method as text: its parts, where it fits, what to do."""
     row = result.rows[0]
     held = [(name, size_text(n)) for name, n in row.memory.at_peak.items() if n > 2**16]
