@@ -267,12 +267,13 @@ def start() -> Iterator[tuple[str, str, str]]:
 def redraws() -> Iterator[tuple[str, str, str]]:
     """Yield rows on how long a widget takes to follow its slider."""
     sample = torch.randn(1024, 512, generator=torch.Generator().manual_seed(0))
-    shown = {
-        "LoRA explorer, alpha": (explorers.lora_explorer(str(POCKET_MODEL)), "lora_alpha"),
-        "quantization explorer, block size": (widgets.quantization_explorer(sample), "block_size"),
-        "schedule explorer, warm-up": (widgets.schedule_explorer(), "warmup_steps"),
-        "memory planner, GPU": (explorers.memory_planner(), "gpu"),
-    }
+    with contextlib.redirect_stdout(io.StringIO()):  # without a kernel, what is shown is printed
+        shown = {
+            "LoRA explorer, alpha": (explorers.lora_explorer(str(POCKET_MODEL)), "lora_alpha"),
+            "quantization explorer, block size": (widgets.quantization_explorer(sample), "block_size"),
+            "schedule explorer, warm-up": (widgets.schedule_explorer(), "warmup_steps"),
+            "memory planner, GPU": (explorers.memory_planner(), "gpu"),
+        }
     for name, (explorer, moved) in shown.items():
         control = explorer.controls[moved]
         values = (
@@ -281,7 +282,8 @@ def redraws() -> Iterator[tuple[str, str, str]]:
             else [control.value + control.step * i for i in range(1, 6)]
         )
         others = [value for value in values if value != control.value][:5]
-        times = [timed(lambda v=value, c=control: setattr(c, "value", v), 1) for value in others]
+        with contextlib.redirect_stdout(io.StringIO()):
+            times = [timed(lambda v=value, c=control: setattr(c, "value", v), 1) for value in others]
         yield f"{name}: redraw", f"{statistics.median(times) * 1e3:.0f} ms", "< 200 ms"
 
 

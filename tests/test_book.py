@@ -112,6 +112,7 @@ def test_outputs_are_those_of_the_committed_lessons(site: Path) -> None:
 @built_here
 def test_explorers_stand_as_pictures(site: Path) -> None:
     """A page has no kernel: where a lesson has an explorer, the page has what it shows at first."""
+    total = 0
     for stem in LESSONS:
         notebook = nbformat.read(COURSE_ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
         stage = module("stage")
@@ -119,8 +120,10 @@ def test_explorers_stand_as_pictures(site: Path) -> None:
         page = html(site, f"notebooks/{stem}.html")
         frames = page.select(".explorer")
         assert len(frames) == len(calls)
+        total += len(calls)
         assert all(frame.select("img[alt]") for frame in frames), stem
         assert "without a running kernel" not in page.get_text().lower()
+    assert total == 4, "lessons 02, 03, 04 and 06 have one each"
 
 
 @built_here
@@ -213,13 +216,15 @@ def test_a_lesson_is_made_ready_for_a_page(tmp_path: Path) -> None:
         new_code_cell("plot()", outputs=[picture]),
         new_code_cell("print()", outputs=[new_output("stream", text="falls\nto 1\n")]),
         new_code_cell("widgets.some_explorer(1)"),
+        new_code_cell("explorers.some_planner(1)"),
     ]
     path = tmp_path / "99_lesson.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
-    text, plot, _, explorer = stage.adapt(path, "<p>{}</p>".format).cells
+    text, plot, _, explorer, planner = stage.adapt(path, "<p>{}</p>".format).cells
     assert text.source == "## The `loss`\n\nMove it."
     assert plot.metadata["mystnb"]["image"]["alt"] == "The loss: falls to 1"
     assert explorer.outputs[0]["data"] == {"text/html": "<p>widgets.some_explorer(1)</p>"}
+    assert planner.outputs[0]["data"] == {"text/html": "<p>explorers.some_planner(1)</p>"}
 
 
 @built_here

@@ -43,9 +43,8 @@ import course_utils
 from course_utils import display, plots, serving, widgets
 from course_utils.memory.step_memory import CATEGORIES, PHASES
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
-from course_utils.widgets import planner
-from course_utils.widgets.explorer import Explorer
 from preflight import dataset_check, explorers, memory_plan
+from preflight.explorers import planner
 
 sys.path.insert(0, str(COURSE_ROOT / "scripts"))
 import workshop
@@ -283,45 +282,26 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 
 
-class Hostile(Explorer):
-    """An explorer that is handed markup wherever it shows a text."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-
-    def show(self, settings: Mapping[str, Any]) -> None:
-        self.tell(display.html_table([[HOSTILE]], [HOSTILE], HOSTILE), HOSTILE)
-        figure = Figure()
-        figure.add_subplot().set_title(HOSTILE)
-        self.draw(figure, HOSTILE)
-
-
 def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return HTML by what made it, everything of the package that makes any."""
     found = {kind.__qualname__: hostile(kind)._repr_html_() for kind in shown_classes()}
     found["where a plan fits"] = planner._where(hostile(memory_plan.GPUFitTable))
-    explorer = Hostile()
-    assert explorer.picture.value, explorer.status.value
-    found |= {n: getattr(explorer, n).value for n in ("numbers", "picture", "source")}
-    explorer.fade(explorer.numbers)
-    explorer.say(HOSTILE)
-    found |= {"faded": explorer.numbers.value, "status": explorer.status.value}
-    for error in (ValueError(HOSTILE), KeyError(HOSTILE)):
+    figure = Figure()
+    figure.add_subplot().set_title(HOSTILE)
+    found["picture"] = widgets.image(figure, HOSTILE) + display.code_html(HOSTILE)
+    found["table"] = display.html_table([[HOSTILE]], [HOSTILE], HOSTILE)
 
-        def fails(raised: Exception = error) -> None:
-            raise raised
+    def fails() -> None:
+        raise ValueError(HOSTILE)
 
-        explorer._guarded(fails)
-        found[type(error).__name__] = explorer.status.value
-    rates = widgets.schedule_explorer()
-    found["schedule"] = rates.numbers.value + rates.picture.value + rates.source.value
+    found["error"] = widgets.Explorer("Failing", fails, {}).result.data
     fit = dataclasses.replace(
         hostile(memory_plan.GPUFitTable).rows[0], gpu=memory_plan.find_gpu("T4")
     )
     monkeypatch.setattr(planner, "plan_fits", lambda *_, **__: memory_plan.GPUFitTable((fit,)))
     plan = explorers.memory_planner("qwen3-0.6b")
-    assert plan.picture.value, plan.status.value
-    found["planner"] = plan.numbers.value + plan.picture.value + plan.source.value
+    assert "<img" in plan.result.data, plan.result.data
+    found["planner"] = plan.result.data
     return found
 
 
@@ -383,7 +363,7 @@ def test_a_row_of_a_dataset_with_markup_in_every_place() -> None:
         assert "alert" in page.text
     table = pd.crosstab(pd.Series([HOSTILE]), pd.Series([HOSTILE]))
     assert not Seen(
-        widgets.shell.image(plots.confusion(table), plots.summarise_confusion(table))
+        widgets.image(plots.confusion(table), plots.summarise_confusion(table))
     ).active
 
 

@@ -1,4 +1,4 @@
-"""The schedule explorer: how the learning rate goes over a training, by the library's scheduler."""
+"""Schedules of the learning rate: its value at each step, by the scheduler a trainer would make."""
 
 from __future__ import annotations
 
@@ -8,38 +8,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ipywidgets
 import pandas as pd
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 
-from course_utils import plots
-from course_utils.display import html_table, text_table
-from course_utils.widgets.explorer import Explorer, before_and_now, call, code, control
+from course_utils.display import CallResult
 
 # These two follow the evaluation loss, so nothing can be said of them before a training.
 FOLLOW_THE_LOSS = ("reduce_lr_on_plateau", "greedy")
 SCHEDULES = tuple(s.value for s in SchedulerType if s.value not in FOLLOW_THE_LOSS)
 IGNORES_WARMUP = "constant"
-TRAINING = ("lr_scheduler_type", "learning_rate", "max_steps", "warmup_steps")
-# Which of the explorer's three further controls a schedule takes.
-_OWN = {
-    "cosine_with_restarts": ("cycles",),
-    "polynomial": ("lowest",),
-    "cosine_with_min_lr": ("lowest",),
-    "cosine_warmup_with_min_lr": ("lowest",),
-    "warmup_stable_decay": ("lowest", "decay"),
-}
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(CallResult):
     """What these arguments of TrainingArguments make of the learning rate.
 
     `rates` has the learning rate of each step, counted from 1, as a trainer logs it;
     `warmup` is the number of steps asked for, whether the schedule heeds it or not.
     """
 
+    function = "TrainingArguments"
     arguments: Mapping[str, Any]
     rates: pd.Series
     warmup: int
@@ -48,11 +37,6 @@ class Schedule:
     def name(self) -> str:
         """The schedule's name."""
         return self.arguments["lr_scheduler_type"]
-
-    @property
-    def code(self) -> str:
-        """The arguments as Python text."""
-        return call("TrainingArguments", self.arguments)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return ``(what, value)`` for a table."""
@@ -76,16 +60,6 @@ class Schedule:
             f"{self.name}: {rates.iloc[0]:.3g} at step 1, highest {rates.max():.3g} at step "
             f"{rates.idxmax()}, {rates.iloc[-1]:.3g} at step {rates.index[-1]}."
         )
-
-    def table(self) -> str:
-        """Return the numbers as an HTML table, without the code."""
-        return html_table(self.rows(), ("", "value"))
-
-    def __str__(self) -> str:
-        return f"{text_table(self.rows(), ('', 'value'))}\n\n{self.code}"
-
-    def _repr_html_(self) -> str:
-        return self.table() + code(self.code)
 
 
 def schedule_summary(
@@ -161,40 +135,6 @@ def _rates(made: TrainingArguments, warmup: int) -> pd.Series:
     return pd.Series(rates, index=range(1, made.max_steps + 1), name="learning rate")
 
 
-class ScheduleExplorer(Explorer):
-    """The schedule explorer; `now` is what it shows."""
-
-    def __init__(self, learning_rate: float, max_steps: int) -> None:
-        self.now: Schedule | None = None
-        slider, menu = ipywidgets.SelectionSlider, ipywidgets.Dropdown
-        share, whole = ipywidgets.FloatSlider, ipywidgets.IntSlider
-        peaks = sorted({1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, learning_rate})
-        controls = {
-            "lr_scheduler_type": control(menu, "schedule", "cosine", SCHEDULES),
-            "learning_rate": control(slider, "learning rate", learning_rate, peaks),
-            "max_steps": control(
-                whole, "steps", max_steps, min=min(10, max_steps), max=max(500, max_steps), step=10
-            ),
-            "warmup_steps": control(share, "warm-up (share)", 0.1, min=0, max=0.5, step=0.01),
-            "lowest": control(share, "lowest (share)", 0.1, min=0, max=0.9, step=0.05),
-            "cycles": control(whole, "cycles", 3, min=1, max=6),
-            "decay": control(share, "decay (share)", 0.2, min=0.05, max=0.5, step=0.05),
-        }
-        super().__init__(controls)
-
-    def show(self, settings: Mapping[str, Any]) -> None:
-        own = own_arguments(**settings)
-        for name in ("lowest", "cycles", "decay"):
-            self.controls[name].disabled = name not in _OWN.get(settings["lr_scheduler_type"], ())
-        common = {name: settings[name] for name in TRAINING}
-        before, self.now = self.now, schedule_summary(**common, lr_scheduler_kwargs=own)
-        self.tell(self.now.table(), self.now.code)
-        shown = before_and_now(self.now, before)
-        curves = {f"{when}: {one.name}": one.rates for when, one in shown.items()}
-        figure = plots.loss_curves(curves, "Learning rate", ylabel="learning rate")
-        self.draw(figure, " ".join(f"{when}: {one.summary()}" for when, one in shown.items()))
-
-
 def own_arguments(
     lr_scheduler_type: str,
     learning_rate: float,
@@ -202,7 +142,6 @@ def own_arguments(
     lowest: float = 0.1,
     cycles: int = 3,
     decay: float = 0.2,
-    **others: Any,
 ) -> dict[str, Any]:
     """Return the `lr_scheduler_kwargs` of a schedule, by the names that its scheduler has.
 
@@ -220,15 +159,3 @@ def own_arguments(
         },
     }
     return values.get(lr_scheduler_type, {})
-
-
-def schedule_explorer(learning_rate: float = 2e-4, max_steps: int = 100) -> ScheduleExplorer:
-    """Return controls for a schedule, with its curve and the arguments to copy, as a widget.
-
-    It shows what `schedule_summary` returns for the controls' values, and the setting before it.
-
-    Raises:
-        ValueError: as `schedule_summary`.
-    """
-    schedule_summary("cosine", learning_rate, max_steps)
-    return ScheduleExplorer(learning_rate, max_steps)
