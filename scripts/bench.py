@@ -270,7 +270,10 @@ def redraws() -> Iterator[tuple[str, str, str]]:
     with contextlib.redirect_stdout(io.StringIO()):  # without a kernel, what is shown is printed
         shown = {
             "LoRA explorer, alpha": (explorers.lora_explorer(str(POCKET_MODEL)), "lora_alpha"),
-            "quantization explorer, block size": (widgets.quantization_explorer(sample), "block_size"),
+            "quantization explorer, block size": (
+                widgets.quantization_explorer(sample),
+                "block_size",
+            ),
             "schedule explorer, warm-up": (widgets.schedule_explorer(), "warmup_steps"),
             "memory planner, GPU": (explorers.memory_planner(), "gpu"),
         }
@@ -283,7 +286,9 @@ def redraws() -> Iterator[tuple[str, str, str]]:
         )
         others = [value for value in values if value != control.value][:5]
         with contextlib.redirect_stdout(io.StringIO()):
-            times = [timed(lambda v=value, c=control: setattr(c, "value", v), 1) for value in others]
+            times = [
+                timed(lambda v=value, c=control: setattr(c, "value", v), 1) for value in others
+            ]
         yield f"{name}: redraw", f"{statistics.median(times) * 1e3:.0f} ms", "< 200 ms"
 
 

@@ -362,9 +362,7 @@ def test_a_row_of_a_dataset_with_markup_in_every_place() -> None:
         assert not page.active
         assert "alert" in page.text
     table = pd.crosstab(pd.Series([HOSTILE]), pd.Series([HOSTILE]))
-    assert not Seen(
-        widgets.image(plots.confusion(table), plots.summarise_confusion(table))
-    ).active
+    assert not Seen(widgets.image(plots.confusion(table), plots.summarise_confusion(table))).active
 
 
 # --- servers --------------------------------------------------------------------------------------
