@@ -320,7 +320,7 @@ def main() -> int:
     if unknown:
         print(f"There is no part {', '.join(unknown)}. The parts are: {', '.join(PARTS)}.")
         return 2
-    hardware.mend_bitsandbytes()
+    hardware.fix_bitsandbytes()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     for name, part in PARTS.items():

@@ -38,7 +38,7 @@ from trl import SFTConfig, SFTTrainer
 
 from course_utils.configs import load_config
 from course_utils.files import write_whole
-from course_utils.hardware import mend_bitsandbytes
+from course_utils.hardware import fix_bitsandbytes
 from course_utils.memory import MeterCallback, StepMemory
 from course_utils.paths import CONFIGS, COURSE_ROOT, POCKET_MODEL
 from preflight.memory_plan import predict
@@ -251,7 +251,7 @@ def run(options: argparse.Namespace) -> int:
     if lacks_gpu(options):
         return 2
     if options.device == "cpu":
-        mend_bitsandbytes()
+        fix_bitsandbytes()
     rows = []
     if options.command == "headline":
         names, plans = options.shape or ["70B"], [("qlora", True)]

@@ -37,7 +37,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from course_utils.hardware import mend_bitsandbytes
+from course_utils.hardware import fix_bitsandbytes
 from course_utils.memory import StepMemory
 from course_utils.paths import POCKET_MODEL
 from preflight.memory_plan import predict
@@ -208,7 +208,7 @@ def one(options: argparse.Namespace) -> int:
     """Measure the one case that `--one` names, and print it as JSON."""
     name, method, recipe = options.one
     if options.device == "cpu":
-        mend_bitsandbytes()
+        fix_bitsandbytes()
     try:
         case = measure(name, method, recipe, options)
     except torch.OutOfMemoryError as error:

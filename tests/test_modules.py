@@ -267,7 +267,7 @@ def test_encoders_and_pairs() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_layers_keep_their_shape(bits: int) -> None:
     """A 4-bit weight is packed to half its numbers: the table must say the matrix's."""
-    hardware.mend_bitsandbytes()
+    hardware.fix_bitsandbytes()
     quantization = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, quantization_config=quantization)
     table, plain = lora_targets.discover(model), lora_targets.discover(POCKET_MODEL)

@@ -126,7 +126,7 @@ def _run(
     inputs = load_inputs(experiment)
     quantization = build.quantization_config(experiment)
     if quantization is not None:
-        hardware.mend_bitsandbytes()
+        hardware.fix_bitsandbytes()
     path = build.model_path(experiment)
     cuda = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
