@@ -55,13 +55,13 @@ book: $(BOOK_READY)  ## Build the pages under build/book
 	@$(BIN)/python book/build.py
 
 bench: $(READY)  ## Measure the speed of the parts, then compare the methods (half an hour; it goes on when stopped)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench.py
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
 	@$(BIN)/python -m course_utils compare --output build/comparison
 
 bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results in build/gpu
-	-@$(BIN)/python scripts/gpu_memory.py headline
-	@$(BIN)/python scripts/gpu_memory.py compare
-	@$(BIN)/python scripts/gpu_speed.py
+	-@$(BIN)/python benchmarks/gpu_memory.py headline
+	@$(BIN)/python benchmarks/gpu_memory.py compare
+	@$(BIN)/python benchmarks/gpu_speed.py
 
 data: $(READY)  ## Write the datasets again, byte for byte
 	@$(BIN)/python data/build/make_datasets.py

@@ -261,13 +261,26 @@ def test_make_says_what_it_can_do() -> None:
     assert {line.split()[0] for line in done.stdout.splitlines()} == set(targets)
 
 
-def test_a_lesson_is_chosen_by_its_number() -> None:
+def test_a_lesson_is_chosen_by_its_number(tmp_path: Path, monkeypatch) -> None:
     """make run NB=01, and a clear word for a number that does not exist."""
-    for number in ("01", "1"):
-        assert [path.name[:2] for path in run_lessons.lessons(number)] == ["01"]
     assert len(run_lessons.lessons()) == len(list((COURSE_ROOT / "notebooks").glob("*.ipynb")))
-    with pytest.raises(ValueError, match=r"The lessons are: 00, 01"):
-        run_lessons.lessons("77")
+    (tmp_path / "notebooks" / "deeper").mkdir(parents=True)
+    for name in ("01_data", "05a_methods", "05b_tasks", "deeper/06_proofs", "deeper/06b_more"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+    monkeypatch.setattr(run_lessons, "ROOT", tmp_path)
+
+    def chosen(number: str) -> list[str]:
+        return [run_lessons.label(path) for path in run_lessons.lessons(number)]
+
+    assert chosen("") == ["01", "05a", "05b"]
+    assert chosen("1") == chosen("01") == ["01"]
+    assert chosen("5") == chosen("05") == ["05a", "05b"]
+    assert chosen("5b") == chosen("05b") == ["05b"]
+    assert chosen("deeper/06") == ["deeper/06", "deeper/06b"]
+    assert chosen("deeper/6b") == ["deeper/06b"]
+    for wrong in ("77", "06", "deeper/01", "elsewhere/06", "lora"):
+        with pytest.raises(ValueError, match=r"lessons are: 01, 05a, 05b, deeper/06, deeper/06b"):
+            run_lessons.lessons(wrong)
 
 
 def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, capsys) -> None:
