@@ -26,7 +26,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lab lint book bench bench-gpu data data-model data-report slides workshop
+.PHONY: help run test test-long lab lint book bench bench-gpu data data-model data-report slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -78,6 +78,9 @@ slides: $(READY)  ## Write the lessons as slides under build/slides (NB=04 for o
 
 workshop: $(READY)  ## Prepare build/workshop for a room without a network (TARGET=windows:3.12 for others)
 	@$(BIN)/python scripts/workshop.py $(addprefix --target ,$(TARGET))
+
+publish-as:  ## Name another repository or tag everywhere (REPOSITORY=owner/name TAG=v0.2.0)
+	@$(PYTHON) scripts/publish_as.py --repository="$(REPOSITORY)" --tag="$(TAG)"
 
 $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
