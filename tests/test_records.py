@@ -14,6 +14,7 @@ from course_utils.compare.standard import at_rate
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 
 sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import run_lessons
 import teaching
 
 RESULTS = DATA / "results"
@@ -89,11 +90,11 @@ def test_a_sweep_is_that_of_its_file(name: str) -> None:
 def test_the_cost_of_every_lesson_is_on_record() -> None:
     """`make run` holds a lesson's time against it; a laptop has to bear the memory."""
     found = json.loads((RESULTS / "lessons.json").read_text())
-    lessons = {path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    lessons = {path.stem for path in run_lessons.lessons()}
     assert found["lessons"].keys() == lessons
     assert all(cost["seconds"] > 0 for cost in found["lessons"].values())
     assert max(cost["peak_mib"] for cost in found["lessons"].values()) < 3 * 1024
     for name, cost in found["lessons"].items():
-        minutes = teaching.run_minutes(name[:2])
-        assert abs(minutes - cost["seconds"] / 60) < 1, f"{name}: mend the README's table"
+        minutes = teaching.run_minutes(name.partition("_")[0])
+        assert abs(minutes - cost["seconds"] / 60) < 1, f"{name}: correct the README's table"
     assert found["calibration_seconds"] > 0 and found["jobs"] in (1, 2)

@@ -1,8 +1,8 @@
 """Memory of training steps on a GPU, beside the prediction; written to build/gpu/.
 
-    python scripts/gpu_memory.py headline            one QLoRA step of a 70B shape in under 48 GB
-    python scripts/gpu_memory.py compare             1B and 8B shapes: full, LoRA, QLoRA
-    python scripts/gpu_memory.py compare --shape pocket --device cpu    the same code, without a GPU
+    python benchmarks/gpu_memory.py headline            one QLoRA step of a 70B shape in under 48 GB
+    python benchmarks/gpu_memory.py compare             1B and 8B shapes: full, LoRA, QLoRA
+    python benchmarks/gpu_memory.py compare --shape pocket --device cpu   the same code, no GPU
 
 Weights are random, and quantized layer by layer, so nothing is downloaded and a model that fits
 only in 4 bits can be made. Every step is one of SFTTrainer.

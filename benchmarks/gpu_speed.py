@@ -1,7 +1,7 @@
 """Speed of two recipes on a GPU, side by side; written to build/gpu/gpu_speed.json.
 
-    python scripts/gpu_speed.py                           1B and 8B shapes: full, LoRA, QLoRA
-    python scripts/gpu_speed.py --shape pocket --device cpu --steps 3      the same code, no GPU
+    python benchmarks/gpu_speed.py                           1B and 8B shapes: full, LoRA, QLoRA
+    python benchmarks/gpu_speed.py --shape pocket --device cpu --steps 3      the same code, no GPU
 
 The *copied* recipe is one that is found in many tutorials, with its arguments under their present
 names: float32, batches of 4 rows packed to 40 tokens, paged AdamW. The *recommended* one is the
