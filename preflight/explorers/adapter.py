@@ -15,9 +15,7 @@ from course_utils.configs import build_empty, load_config
 from course_utils.display import html_table, text_table
 from course_utils.widgets.explorer import call, code
 from preflight.lora_targets import check_targets, discover, suggest
-from preflight.lora_targets.discovery import adapter_size, is_reached
-from preflight.lora_targets.layers import find_layers
-from preflight.lora_targets.peft_rules import reach
+from preflight.lora_targets.adapters import make_adapters
 
 Model = nn.Module | PretrainedConfig | str | Path
 BIASES = ("none", "all", "lora_only")
@@ -114,17 +112,15 @@ def lora_summary(
         if not check.ok:
             raise ValueError(f"Targets {list(targets)} were given. {check}")
         chosen = {"target_modules": list(targets)}
-    reached = reach(model, **chosen, r=r)
-    if reached.error:
-        raise ValueError(f"targets={targets!r} was given, but peft raises: {reached.error}.")
-    layers = find_layers(model)
-    adapted = [layer for layer in layers if is_reached(layer.name, reached)]
+    adapters = make_adapters(model, **chosen, r=r)
+    if adapters.error:
+        raise ValueError(f"targets={targets!r} was given, but peft raises: {adapters.error}.")
     arguments = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "bias": bias}
     return LoraSummary(
         model=kind,
         arguments=arguments | chosen | {"task_type": "CAUSAL_LM"},
-        layers=len(adapted),
-        trainable=adapter_size(layers, reached, r) + _biases(model, bias, reached.modules),
+        layers=sum(layer in adapters for target in table for layer in target.layers),
+        trainable=adapters.parameters + _biases(model, bias, adapters.modules),
         parameters=table.parameters,
     )
 
