@@ -234,7 +234,7 @@ def record(
     outcomes: list[Outcome], calibrated: float, jobs: int, machine: hardware.Machine
 ) -> None:
     """Write what the lessons took, all of one run."""
-    from course_utils.compare.inputs import environment  # torch, which no other use needs
+    from course_utils.compare.results import environment  # torch, which no other use needs
 
     found = {
         "schema": SCHEMA,
