@@ -107,7 +107,7 @@ def ratio(lesson: str, seconds: float, calibrated: float, jobs: int) -> float | 
 
 def record(lessons: dict[str, tuple[float, int]], calibrated: float, jobs: int) -> None:
     """Write what the lessons took, all of one run: seconds, and peak memory in bytes."""
-    from course_utils.compare.inputs import environment  # torch, which no other use needs
+    from course_utils.compare.results import environment  # torch, which no other use needs
 
     found = {
         "schema": SCHEMA,
