@@ -26,7 +26,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lab lint book bench bench-gpu data data-model data-report slides workshop
+.PHONY: help run test test-long lab lint book bench bench-gpu data data-model data-report slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -55,13 +55,13 @@ book: $(BOOK_READY)  ## Build the pages under build/book
 	@$(BIN)/python book/build.py
 
 bench: $(READY)  ## Measure the speed of the parts, then compare the methods (half an hour; it goes on when stopped)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench.py
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
 	@$(BIN)/python -m course_utils compare --output build/comparison
 
 bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results in build/gpu
-	-@$(BIN)/python scripts/gpu_memory.py headline
-	@$(BIN)/python scripts/gpu_memory.py compare
-	@$(BIN)/python scripts/gpu_speed.py
+	-@$(BIN)/python benchmarks/gpu_memory.py headline
+	@$(BIN)/python benchmarks/gpu_memory.py compare
+	@$(BIN)/python benchmarks/gpu_speed.py
 
 data: $(READY)  ## Write the datasets again, byte for byte
 	@$(BIN)/python data/build/make_datasets.py
@@ -78,6 +78,9 @@ slides: $(READY)  ## Write the lessons as slides under build/slides (NB=04 for o
 
 workshop: $(READY)  ## Prepare build/workshop for a room without a network (TARGET=windows:3.12 for others)
 	@$(BIN)/python scripts/workshop.py $(addprefix --target ,$(TARGET))
+
+publish-as:  ## Name another repository or tag everywhere (REPOSITORY=owner/name TAG=v0.2.0)
+	@$(PYTHON) scripts/publish_as.py --repository="$(REPOSITORY)" --tag="$(TAG)"
 
 $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

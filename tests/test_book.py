@@ -29,6 +29,9 @@ from packaging.utils import canonicalize_name
 
 from course_utils.paths import COURSE_ROOT
 
+sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import publish_as
+
 BOOK = COURSE_ROOT / "book"
 SITE = COURSE_ROOT / "build" / "book-test"
 NEEDED = [
@@ -36,7 +39,7 @@ NEEDED = [
     for line in (BOOK / "requirements.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 ]
-LESSONS = sorted(path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LESSONS = sorted(path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
 
 
 def there(name: str) -> bool:
@@ -131,7 +134,7 @@ def test_lessons_can_be_launched(site: Path) -> None:
     """By the rocket, and by two links of text at the top."""
     for stem in LESSONS:
         links = [a["href"] for a in html(site, f"notebooks/{stem}.html").select("a[href]")]
-        ours = "finetuning-course/finetuning-course/blob/main/notebooks"
+        ours = f"{publish_as.current().repository}/blob/main/notebooks"
         colab = f"https://colab.research.google.com/github/{ours}/{stem}.ipynb"
         assert links.count(colab) >= 2
         binder = [link for link in links if link.startswith("https://mybinder.org/v2/gh/")]

@@ -23,7 +23,7 @@ import run_lessons
 pytestmark = pytest.mark.long
 
 REPEAT = int(os.environ.get("REPEAT") or 0)
-LESSONS = [path.name[:2] for path in run_lessons.lessons()]
+LESSONS = [run_lessons.label(path) for path in run_lessons.lessons()]
 QUICK = ("01", "02", "03", "04")
 
 

@@ -14,11 +14,11 @@ import torch
 
 from course_utils.paths import COURSE_ROOT, DATA
 
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+sys.path.insert(0, str(COURSE_ROOT / "benchmarks"))
 import gpu_memory
 import gpu_speed
 
-SCRIPT = COURSE_ROOT / "scripts" / "gpu_speed.py"
+SCRIPT = COURSE_ROOT / "benchmarks" / "gpu_speed.py"
 
 
 @pytest.mark.long

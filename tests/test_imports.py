@@ -67,7 +67,4 @@ def test_no_import_goes_in_a_circle() -> None:
 def test_what_lessons_import_knows_nothing_of_the_preflight() -> None:
     """Only the command line of the course has the commands of both."""
     found = {a for a, others in imports().items() for b in others if b.startswith("preflight.")}
-    assert {a for a in found if a.startswith("course_utils.")} == {
-        "course_utils.__main__",
-        "course_utils.compare",  # its check of settings: to be cut
-    }
+    assert {a for a in found if a.startswith("course_utils.")} == {"course_utils.__main__"}

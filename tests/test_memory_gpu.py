@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """Return scripts/gpu_memory.py as a module."""
+    """Return benchmarks/gpu_memory.py as a module."""
     spec = importlib.util.spec_from_file_location(
-        "gpu_memory", COURSE_ROOT / "scripts" / "gpu_memory.py"
+        "gpu_memory", COURSE_ROOT / "benchmarks" / "gpu_memory.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

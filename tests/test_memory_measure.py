@@ -87,7 +87,7 @@ def real_model(
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     if quantization is None:
         return model
-    hardware.mend_bitsandbytes()
+    hardware.fix_bitsandbytes()
     model.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(
         folder,

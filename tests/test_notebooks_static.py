@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,12 +14,16 @@ from nbformat import NotebookNode
 
 from course_utils.paths import COURSE_ROOT
 
+sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import publish_as
+
 NOTEBOOKS = sorted((COURSE_ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [
     *(COURSE_ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((COURSE_ROOT / "data").rglob("README.md")),
 ]
-COLAB = "https://colab.research.google.com/github/finetuning-course/finetuning-course/blob/main/"
+REPOSITORY = publish_as.current().repository
+COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/"
 OPENING = ("**You will learn**", "**You need**", "**It costs**", "[![")
 
 # What must not stand in an output, and why it would be there.

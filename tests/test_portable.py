@@ -11,8 +11,10 @@ import sys
 
 import yaml
 
-from course_utils import __version__
 from course_utils.paths import COURSE_ROOT
+
+sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import publish_as
 
 # Modules and functions that only some systems have.
 MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty")
@@ -32,7 +34,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 def test_every_file_is_read_and_written_as_utf_8() -> None:
     """Windows takes a code page where none is named, and reads other letters than were written."""
-    checked = ("course_utils", "scripts", "data/build")
+    checked = ("course_utils", "preflight", "scripts", "benchmarks", "data/build")
     done = python("-m", "ruff", "check", "--preview", "--select", "PLW1514", "--quiet", *checked)
     assert done.returncode == 0, done.stdout
 
@@ -40,7 +42,7 @@ def test_every_file_is_read_and_written_as_utf_8() -> None:
 def test_the_package_asks_before_it_takes_what_only_posix_has() -> None:
     """Such an import stands where its absence is caught, such a function behind a hasattr."""
     wrong = []
-    for path in (COURSE_ROOT / "course_utils").rglob("*.py"):
+    for path in [p for n in ("course_utils", "preflight") for p in (COURSE_ROOT / n).rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
         tried = {id(n) for t in ast.walk(tree) if isinstance(t, ast.Try) for n in ast.walk(t)}
@@ -71,12 +73,12 @@ def test_the_workflow_tries_all_three_systems() -> None:
     assert command in [step.get("run") for step in jobs["windows"]["steps"]]
 
 
-def test_binder_opens_a_lesson_of_this_version() -> None:
+def test_binder_opens_a_lesson_of_the_tag() -> None:
     readme = (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
     (tag, path) = re.findall(
-        r"mybinder\.org/v2/gh/[\w-]+/[\w-]+/([^?]+)\?urlpath=lab/tree/([^)]+)", readme
+        r"mybinder\.org/v2/gh/[\w.-]+/[\w.-]+/([^?]+)\?urlpath=lab/tree/([^)]+)", readme
     )[0]
-    assert tag == f"v{__version__}"
+    assert tag == publish_as.current().tag
     assert (COURSE_ROOT / path).is_file()
 
 

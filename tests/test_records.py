@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from course_utils import compare
-from course_utils.compare.build import require_valid
-from course_utils.compare.inputs import load_inputs, model_fingerprint
-from course_utils.compare.standard import at_rate
+from course_utils.compare import results as compare_results
+from course_utils.compare.results import Sources, jobs, model_fingerprint
+from course_utils.compare.runner import at_rate, require_valid
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 
 sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import run_lessons
 import teaching
 
 RESULTS = DATA / "results"
@@ -37,8 +40,28 @@ def test_it_was_made_with_the_model_and_the_rows_that_are_shipped() -> None:
     """A record of another model's weights would be compared with this one's."""
     results = compare.load(RECORD)
     assert {result["model"] for result in results} == {model_fingerprint(str(POCKET_MODEL))}
-    rows = load_inputs(compare.METHODS["full"]).fingerprint
-    assert {result["data"] for result in results} == {rows}
+    assert {result["data"] for result in results} == {Sources().data(compare.METHODS["full"])}
+
+
+def test_on_the_machine_of_the_record_nothing_would_be_run_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The key that the course finds today is the one that the file has."""
+    results = compare.load(RECORD)
+    made_on = {name: results[0][name] for name in ("device", "versions")}
+    monkeypatch.setattr(compare_results, "environment", lambda: made_on)
+    keys = {result["key"] for result in results}
+    experiments = [
+        replace(at_rate(compare.METHODS[r["method"]], rate_of(r)), seeds=(r["seed"],))
+        for r in results
+    ]
+    found = list(jobs(experiments, Sources()))
+    assert {job.key for job in found} == keys and len(found) == len(keys)
+    assert all((RECORD / job.file).is_file() for job in found)
+
+
+def rate_of(result: dict[str, Any]) -> float:
+    return result["experiment"]["training"]["learning_rate"]
 
 
 @pytest.mark.parametrize("name", compare.METHODS)
@@ -63,7 +86,7 @@ def test_the_comparison_is_that_of_its_command(name: str) -> None:
     assert min(validation) < best < max(validation)
     assert seeds[best] == {0, 1, 2}
     # What a sweep may come to, `compare` must not refuse: prompt tuning's goes above 1.
-    require_valid([at_rate(compare.METHODS[name], rate) for rate in validation])
+    require_valid([at_rate(compare.METHODS[name], rate) for rate in validation], Sources())
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -89,11 +112,11 @@ def test_a_sweep_is_that_of_its_file(name: str) -> None:
 def test_the_cost_of_every_lesson_is_on_record() -> None:
     """`make run` holds a lesson's time against it; a laptop has to bear the memory."""
     found = json.loads((RESULTS / "lessons.json").read_text())
-    lessons = {path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    lessons = {path.stem for path in run_lessons.lessons()}
     assert found["lessons"].keys() == lessons
     assert all(cost["seconds"] > 0 for cost in found["lessons"].values())
     assert max(cost["peak_mib"] for cost in found["lessons"].values()) < 3 * 1024
     for name, cost in found["lessons"].items():
-        minutes = teaching.run_minutes(name[:2])
-        assert abs(minutes - cost["seconds"] / 60) < 1, f"{name}: mend the README's table"
+        minutes = teaching.run_minutes(name.partition("_")[0])
+        assert abs(minutes - cost["seconds"] / 60) < 1, f"{name}: correct the README's table"
     assert found["calibration_seconds"] > 0 and found["jobs"] in (1, 2)

@@ -4,10 +4,9 @@ Each run has a process of its own, so its memory is its own; a comparison that w
 with what is missing.
 """
 
-from course_utils.compare.experiment import Experiment, read, write
+from course_utils.compare.experiments import METHODS, Experiment, chosen, read, standard, write
 from course_utils.compare.results import best, curves, load, shown, table
-from course_utils.compare.runner import run
-from course_utils.compare.standard import METHODS, chosen, standard, sweep
+from course_utils.compare.runner import run, sweep
 
 __all__ = [
     "METHODS",

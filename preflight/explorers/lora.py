@@ -124,7 +124,7 @@ def lora_summary(
     parameters = sum(parameter.numel() for parameter in empty.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what peft corrects by itself
-        adapted = get_peft_model(empty, LoraConfig(**arguments))
+        adapted = get_peft_model(empty, LoraConfig(**arguments), low_cpu_mem_usage=True)
     trainable, _ = adapted.get_nb_trainable_parameters()
     return LoraSummary(empty.config.model_type, arguments, layers, trainable, parameters)
 

@@ -1,8 +1,8 @@
 """Memory of training steps on a GPU, beside the prediction; written to build/gpu/.
 
-    python scripts/gpu_memory.py headline            one QLoRA step of a 70B shape in under 48 GB
-    python scripts/gpu_memory.py compare             1B and 8B shapes: full, LoRA, QLoRA
-    python scripts/gpu_memory.py compare --shape pocket --device cpu    the same code, without a GPU
+    python benchmarks/gpu_memory.py headline            one QLoRA step of a 70B shape in under 48 GB
+    python benchmarks/gpu_memory.py compare             1B and 8B shapes: full, LoRA, QLoRA
+    python benchmarks/gpu_memory.py compare --shape pocket --device cpu   the same code, no GPU
 
 Weights are random, and quantized layer by layer, so nothing is downloaded and a model that fits
 only in 4 bits can be made. Every step is one of SFTTrainer.
@@ -38,7 +38,7 @@ from trl import SFTConfig, SFTTrainer
 
 from course_utils.configs import load_config
 from course_utils.files import write_whole
-from course_utils.hardware import mend_bitsandbytes
+from course_utils.hardware import fix_bitsandbytes
 from course_utils.memory import MeterCallback, StepMemory
 from course_utils.paths import CONFIGS, COURSE_ROOT, POCKET_MODEL
 from preflight.memory_plan import predict
@@ -251,7 +251,7 @@ def run(options: argparse.Namespace) -> int:
     if lacks_gpu(options):
         return 2
     if options.device == "cpu":
-        mend_bitsandbytes()
+        fix_bitsandbytes()
     rows = []
     if options.command == "headline":
         names, plans = options.shape or ["70B"], [("qlora", True)]

@@ -1,7 +1,7 @@
 """Speed of two recipes on a GPU, side by side; written to build/gpu/gpu_speed.json.
 
-    python scripts/gpu_speed.py                           1B and 8B shapes: full, LoRA, QLoRA
-    python scripts/gpu_speed.py --shape pocket --device cpu --steps 3      the same code, no GPU
+    python benchmarks/gpu_speed.py                           1B and 8B shapes: full, LoRA, QLoRA
+    python benchmarks/gpu_speed.py --shape pocket --device cpu --steps 3      the same code, no GPU
 
 The *copied* recipe is one that is found in many tutorials, with its arguments under their present
 names: float32, batches of 4 rows packed to 40 tokens, paged AdamW. The *recommended* one is the
@@ -37,7 +37,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from course_utils.hardware import mend_bitsandbytes
+from course_utils.hardware import fix_bitsandbytes
 from course_utils.memory import StepMemory
 from course_utils.paths import POCKET_MODEL
 from preflight.memory_plan import predict
@@ -208,7 +208,7 @@ def one(options: argparse.Namespace) -> int:
     """Measure the one case that `--one` names, and print it as JSON."""
     name, method, recipe = options.one
     if options.device == "cpu":
-        mend_bitsandbytes()
+        fix_bitsandbytes()
     try:
         case = measure(name, method, recipe, options)
     except torch.OutOfMemoryError as error:

@@ -1,11 +1,13 @@
 """What a lesson takes when several learners run it on one machine; written to results/room.json.
 
-    OMP_NUM_THREADS=1 python scripts/measure_room.py 00              one, two, three, four learners
-    OMP_NUM_THREADS=1 python scripts/measure_room.py 00 --learners 3     only three
+    OMP_NUM_THREADS=1 python benchmarks/measure_room.py 00            one, two, three, four learners
+    OMP_NUM_THREADS=1 python benchmarks/measure_room.py 00 --learners 3   only three
+    python benchmarks/measure_room.py                   only write the teacher's page from the file
 
 A learner is a kernel of its own in a folder of its own, as on a JupyterHub where all share one
 environment; all press "Run all" at the same moment, which is the worst case. Memory is read every
-quarter of a second. A measurement is added to the file, or takes the place of the same one.
+quarter of a second. A measurement is added to the file, or takes the place of the same one; at the
+end the part of the teacher's page on thirty learners is written anew.
 """
 
 from __future__ import annotations
@@ -29,18 +31,24 @@ from typing import Any
 
 import nbformat
 import psutil
-import run_lessons
 from nbclient import NotebookClient
 from nbconvert.filters import strip_ansi
 
 from course_utils import hardware
 from course_utils.files import write_whole
+from course_utils.paths import COURSE_ROOT
+
+sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import lesson_costs
+import run_lessons
+import teaching
 
 SCHEMA = 1
-OUTPUT = run_lessons.ROOT / "data" / "results" / "room.json"
+OUTPUT = COURSE_ROOT / "data" / "results" / "room.json"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "datasets", "ipykernel", "jupyterlab")
 PAUSE = 0.25  # seconds between two readings
 SERVER_START = 60  # seconds for a server to come up
+CLASS, CORES = 30, 16  # learners, and the cores of the machine that they share
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -72,7 +80,7 @@ class Learner:
         if self.process is None:
             return 0
         try:
-            share, alone = run_lessons.memory(self.process)
+            share, alone = lesson_costs.memory(self.process)
             self.cpu = max(self.cpu, cpu_seconds(self.process))
         except psutil.NoSuchProcess:
             return 0
@@ -130,7 +138,7 @@ class Room:
 
 def seat(lesson: Path, folder: Path) -> Learner:
     """Return a learner with a folder of their own: what lessons read, and room for their runs."""
-    shutil.copytree(run_lessons.ROOT / "data", folder / "data")
+    shutil.copytree(COURSE_ROOT / "data", folder / "data")
     (folder / "notebooks").mkdir()
     return Learner(
         NotebookClient(
@@ -186,7 +194,7 @@ def server_memory() -> int:
                 # The server writes this file when it listens.
                 if list(Path(folder).glob("jpserver-*.json")):
                     time.sleep(2)  # its extensions are loaded by then
-                    return run_lessons.memory(psutil.Process(process.pid))[1]
+                    return lesson_costs.memory(psutil.Process(process.pid))[1]
         finally:
             process.kill()
             process.wait()
@@ -219,7 +227,7 @@ def extrapolate(data: dict[str, Any], lesson: str, learners: int) -> dict[str, f
     if len({row["learners"] for row in rows}) < 2:
         raise ValueError(
             f"Lesson {lesson!r} has {len(rows)} measurements; a line needs two numbers of learners "
-            f"or more. Run `python scripts/measure_room.py {lesson}`."
+            f"or more. Run `python benchmarks/measure_room.py {lesson}`."
         )
     shared, own = line(rows)
     alone = min(rows, key=lambda row: row["learners"])  # least disturbed by others
@@ -237,7 +245,7 @@ def read() -> dict[str, Any]:
     machine = hardware.detect()
     fresh = {
         "schema": SCHEMA,
-        "device": run_lessons.described_machine(machine),
+        "device": lesson_costs.described_machine(machine),
         "system": f"{platform.system()}, Python {platform.python_version()}",
         "versions": {name: metadata.version(name).partition("+")[0] for name in LIBRARIES},
         "config": {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "pause_seconds": PAUSE},
@@ -264,18 +272,51 @@ def add(row: dict[str, Any]) -> str:
     )
 
 
+def table() -> str:
+    """Return what was measured of several learners on one machine, and what follows for thirty."""
+    data = json.loads(OUTPUT.read_text(encoding="utf-8"))
+    head = (
+        "| lesson | learners at once | memory together | CPU seconds each | until all are done |\n"
+        "|---|---|---|---|---|\n"
+    )
+    rows = [
+        f"| {row['lesson'][:2]} | {row['learners']} | {row['room_peak'] / 2**30:.1f} GiB | "
+        f"{row['cpu_seconds']:.0f} | {row['wall_seconds']:.0f} s |"
+        for row in data["measured"]
+    ]
+    found = []
+    for number in dict.fromkeys(row["lesson"][:2] for row in data["measured"]):
+        one = extrapolate(data, number, CLASS)
+        found.append(
+            f"- Lesson {number}: {one['shared_gib']:.2f} + {CLASS} × ({one['own_gib']:.2f} + "
+            f"{data['server_bytes'] / 2**30:.2f}) = **{one['memory_gib']:.0f} GiB**; {CLASS} × "
+            f"{one['cpu_seconds']:.0f} = {one['core_seconds']:.0f} CPU seconds, which is "
+            f"**{one['core_seconds'] / CORES / 60:.0f} minutes** on {CORES} cores."
+        )
+    costs = lesson_costs.recorded()["lessons"]
+    heaviest = max(costs, key=lambda lesson: costs[lesson]["peak_mib"])
+    own, server = costs[heaviest]["peak_mib"] / 1024, data["server_bytes"] / 2**30
+    found.append(
+        f"- Lesson {heaviest[:2]}, which takes the most: {CLASS} × ({own:.2f} + {server:.2f}) = "
+        f"**{CLASS * (own + server):.0f} GiB**, by what one learner's kernel takes alone."
+    )
+    where = f"Measured on: {data['device']}; {data['system']}; one thread a learner."
+    return head + "\n".join(rows) + f"\n\n{where}\n\n" + "\n".join(found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("lesson", help="the number of a lesson, such as 00")
+    parser.add_argument("lesson", nargs="?", help="the number of a lesson, such as 00")
     parser.add_argument("--learners", type=int, nargs="*", default=[1, 2, 3, 4])
     options = parser.parse_args()
     os.environ.update(run_lessons.QUIET)
     try:
-        (lesson,) = run_lessons.lessons(options.lesson)
-        for learners in options.learners:
-            print(add(measure(lesson, learners)), flush=True)
+        for lesson in run_lessons.lessons(options.lesson) if options.lesson else ():
+            for learners in options.learners:
+                print(add(measure(lesson, learners)), flush=True)
+        teaching.write({"room": table()})
     except (ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,11 +1,10 @@
-"""What is compared: an experiment is plain data, read from and written to YAML and JSON."""
+"""What is compared: experiments as plain data, the standard ones, and files of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,8 @@ import yaml
 
 from course_utils.files import write_whole
 
-# How large parts of an experiment file are shared by its experiments.
 DTYPES = ("float32", "bfloat16", "float16")
 SECTIONS = ("defaults", "experiments")
-DEPTH = 20  # levels of lists and mappings in each other
-PLAIN = (
-    "a mapping whose values are texts, numbers of 64 bits, true, false, nothing, or lists and "
-    f"mappings of these, {DEPTH} in each other at most (no dates, no objects)"
-)
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class Experiment:
     - `peft` holds the arguments of a PEFT config with its `peft_type`, such as
       ``{"peft_type": "LORA", "r": 8}``; without it all weights are trained.
     - `quantization` holds the arguments of `BitsAndBytesConfig`.
-    - `training` holds arguments of `SFTConfig` that differ from `build.TRAINING`.
+    - `training` holds arguments of `SFTConfig` that differ from `worker.TRAINING`.
     - `data` is "tickets", or a folder with train.jsonl and test.jsonl in prompt-completion form
       (validation.jsonl and, for forgetting, heldout.jsonl with a column `text` if there are any).
     - `train_rows` and `test_rows` take only so many rows from the start; None takes all.
@@ -56,21 +49,18 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value of the wrong kind; what libraries know is checked later."""
-        for key in ("name", "data", "model", "method", "dtype"):
-            value = getattr(self, key)
-            self._require(isinstance(value, str) and _plain(value), key, "a text")
-        self._require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES))
+        for key in ("name", "data", "model", "method"):
+            self._require(isinstance(getattr(self, key), str), key, "a text")
         for key in ("name", "data"):
-            self._require(bool(getattr(self, key).strip()), key, "a text that is not empty")
+            self._require(getattr(self, key).strip(), key, "a text that is not empty")
+        self._require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES))
         for key in ("peft", "quantization"):
             value = getattr(self, key)
-            given = value is None or (_named(value) and bool(value))
+            given = value is None or (isinstance(value, Mapping) and value)
             self._require(given, key, "a mapping of arguments, one at least, or nothing")
-        self._require(_named(self.training), "training", "a mapping of arguments")
-        for key in ("peft", "quantization", "training"):
-            self._require(_plain(getattr(self, key)), key, PLAIN)
+        self._require(isinstance(self.training, Mapping), "training", "a mapping of arguments")
         for key, value in self.training.items():
-            if isinstance(value, str) and _is_number(value):
+            if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", value, re.I):
                 raise ValueError(
                     f"Experiment {self.name!r}: {key} is the text {value!r}. Allowed is a number. "
                     "In YAML one with an exponent needs a point and a sign: write 5.0e-4 or 1.0e+3."
@@ -78,21 +68,17 @@ class Experiment:
         for key in ("train_rows", "test_rows"):
             value = getattr(self, key)
             self._require(value is None or _whole(value, 1), key, "a whole number from 1 on")
-        listed = isinstance(self.seeds, Sequence) and not isinstance(self.seeds, str)
-        self._require(
-            listed and bool(self.seeds) and all(_whole(seed, 0) for seed in self.seeds),
-            "seeds",
-            "a list of one or more whole numbers from 0 on",
-        )
-        object.__setattr__(self, "seeds", tuple(self.seeds))
+        right = isinstance(self.seeds, Sequence) and all(_whole(seed, 0) for seed in self.seeds)
+        allowed = "a list of one or more whole numbers from 0 on"
+        self._require(right and len(self.seeds), "seeds", allowed)
         self._require(len(set(self.seeds)) == len(self.seeds), "seeds", "a list without repeats")
-        if not self.method:
-            object.__setattr__(self, "method", self.name)
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        object.__setattr__(self, "method", self.method or self.name)
 
-    def _require(self, right: bool, key: str, allowed: str) -> None:
+    def _require(self, right: object, key: str, allowed: str) -> None:
         if not right:
             raise ValueError(
-                f"Experiment {_said(self.name)}: {key} is {_said(getattr(self, key))}. Allowed is "
+                f"Experiment {self.name!r:.80}: {key} is {getattr(self, key)!r:.80}. Allowed is "
                 f"{allowed}. Correct it."
             )
 
@@ -103,18 +89,17 @@ class Experiment:
         Raises:
             ValueError: if a key is unknown, the name is missing, or a value is of the wrong kind.
         """
-        if not _named(values):
+        if not isinstance(values, Mapping):
             raise ValueError(
-                f"An experiment is {_said(values)}. It has to be a mapping such as {{name: lora}}."
+                f"An experiment is {values!r:.80}. It has to be a mapping such as {{name: lora}}."
             )
         fields = [f.name for f in dataclasses.fields(cls)]
         unknown = [key for key in values if key not in fields]
-        name = values.get("name", "without a name")
         if unknown or "name" not in values:
-            said = f"unknown keys {', '.join(unknown)[:200]}" if unknown else "no name"
+            wrong = f"unknown keys {', '.join(unknown)[:200]}" if unknown else "no name"
             raise ValueError(
-                f"Experiment {_said(name)} has {said}. Allowed keys are {', '.join(fields)}; name "
-                "is required. Correct or remove what is wrong."
+                f"Experiment {values.get('name', 'without a name')!r:.80} has {wrong}. Allowed "
+                f"keys are {', '.join(fields)}; name is required. Correct or remove what is wrong."
             )
         return cls(**values)
 
@@ -127,7 +112,7 @@ class Experiment:
                 kept[f.name] = value
         if self.method == self.name:
             del kept["method"]
-        return json.loads(json.dumps(kept | {"seeds": list(self.seeds)}))
+        return json.loads(json.dumps(kept))
 
     def with_training(self, **arguments: Any) -> Experiment:
         """Return a copy with these arguments of `SFTConfig` added or replaced."""
@@ -158,23 +143,25 @@ def read(path: str | Path) -> list[Experiment]:
             f"'{path}' is not a file. Allowed is a YAML or JSON file of experiments; `python -m "
             "course_utils compare --write FILE` makes one to begin with."
         )
-    written = path.read_bytes()
     try:
-        content = _parsed(written.decode("utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        # YAML would read the number 1e-05 of a JSON file as a text.
+        loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(json.dumps(loaded))  # a result is JSON, which has no dates
     except Exception as error:  # a wrong tag or date raises a dozen kinds in YAML's depths
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
             f"'{path}' is not valid YAML or JSON: {reason}. Correct it at that place."
         ) from None
-    if not _named(content) or set(content) - set(SECTIONS) or "experiments" not in content:
-        found = ", ".join(map(_said, content)) if isinstance(content, Mapping) else type(content)
+    if not isinstance(content, dict) or not {"experiments"} <= set(content) <= set(SECTIONS):
+        found = ", ".join(map(repr, content)) if isinstance(content, dict) else type(content)
         raise ValueError(
             f"'{path}' has at its top: {str(found)[:300]}. Allowed are the list `experiments`, "
             "which is required, and the mapping `defaults`. Put the experiments under "
             "`experiments:`."
         )
     defaults, listed = content.get("defaults") or {}, content["experiments"]
-    if not _named(defaults) or not isinstance(listed, list) or not listed:
+    if not isinstance(defaults, dict) or not isinstance(listed, list) or not listed:
         raise ValueError(
             f"In '{path}' defaults has to be a mapping and experiments a list of one or more. "
             "Begin each experiment with `- name:`."
@@ -184,17 +171,6 @@ def read(path: str | Path) -> list[Experiment]:
     return experiments
 
 
-class _Dumper(yaml.SafeDumper):
-    """Escapes characters that YAML would read as another: it has line breaks of its own."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        style = None if text.isprintable() else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
 def write(path: str | Path, experiments: Iterable[Experiment]) -> None:
     """Write experiments to a file that `read` takes: JSON if it ends so, else YAML."""
     path = Path(path)
@@ -202,7 +178,7 @@ def write(path: str | Path, experiments: Iterable[Experiment]) -> None:
     if path.suffix == ".json":
         text = json.dumps(content, indent=2) + "\n"
     else:
-        text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_whole(path, text)
 
 
@@ -217,59 +193,97 @@ def require_unique(experiments: Sequence[Experiment]) -> None:
         )
 
 
-def _merged(defaults: Mapping[str, Any], values: Any) -> Any:
-    if not isinstance(values, Mapping):
+def _merged(defaults: dict[str, Any], values: Any) -> Any:
+    if not isinstance(values, dict):
         return values  # from_dict says what is wrong
     both = {**defaults, **values}
     shared, own = defaults.get("training"), values.get("training")
-    if isinstance(shared, Mapping) and isinstance(own, Mapping):
+    if isinstance(shared, dict) and isinstance(own, dict):
         both["training"] = {**shared, **own}
     return both
 
 
-def _parsed(text: str) -> Any:
-    """Return what a text says in JSON or, if it is none, in YAML."""
-    try:
-        # YAML would read the number 1e-05 of a JSON file as a text, and an escaped pair as two.
-        return json.loads(text)
-    except ValueError:
-        pass
-    # A file of a few lines whose aliases name each other unfolds to more than fits in memory.
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ValueError("it has an alias such as *name; what several share goes into defaults")
-    return yaml.safe_load(text)
-
-
-def _plain(value: Any, levels: int = DEPTH) -> bool:
-    """Return whether a value is the same after it was written to a file and read again."""
-    if isinstance(value, Mapping):
-        return _named(value) and _plain([*value, *value.values()], levels)
-    if isinstance(value, list | tuple):
-        return levels > 0 and all(_plain(item, levels - 1) for item in value)
-    if isinstance(value, str):
-        return not re.search("[\ud800-\udfff]", value)  # halves of characters, which no file holds
-    return value is None or isinstance(value, bool | float) or _whole(value, -(2**63))
-
-
-def _said(value: Any) -> str:
-    """Return a short `repr`, whatever the value is."""
-    try:
-        return reprlib.repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits
-        return f"a {type(value).__name__} too large to show"
-
-
-def _named(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+    return type(value) is int and value >= least
+
+
+def _lora(rank: int, targets: str | list[str] = "all-linear", **more: Any) -> dict[str, Any]:
+    """Return a LoRA with alpha twice the rank."""
+    return {
+        "peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets, **more
+    }  # fmt: skip
+
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+NF4 = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+}
+PROMPT = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 20}
+# What each method is, and the learning rate that its sweep on `tickets` begins with. Half of the
+# training rows: with all of them most methods come too near to the top to be told apart.
+METHODS: dict[str, Experiment] = {
+    name: Experiment(name, peft, quantization, {"learning_rate": rate}, train_rows=600)
+    for name, peft, quantization, rate in (
+        ("full", None, None, 5e-4),
+        ("lora", _lora(8), None, 5e-3),
+        ("lora-r32", _lora(32), None, 5e-3),
+        ("lora-attention", _lora(8, ATTENTION), None, 5e-3),
+        ("qlora", _lora(8), NF4, 5e-3),
+        ("dora", _lora(8, use_dora=True), None, 5e-3),
+        ("ia3", {"peft_type": "IA3"}, None, 5e-2),
+        ("prompt", PROMPT, None, 5e-2),
+    )
+}
+
+
+def standard(
+    methods: Iterable[str] | None = None, seeds: int = 3, **changes: Any
+) -> list[Experiment]:
+    """Return the standard experiments of these methods (all, if none are named).
+
+    `seeds` is how many; `changes` replaces fields of every experiment, such as `train_rows`.
+
+    Raises:
+        ValueError: if there is no such method, or the number of seeds is below 1.
+    """
+    names = list(METHODS) if methods is None else list(methods)
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        raise ValueError(
+            f"There is no method called {', '.join(map(repr, unknown)) or 'nothing'}. Allowed are "
+            f"{', '.join(METHODS)}. Choose from these, or write an experiment of your own."
+        )
+    if seeds < 1:
+        raise ValueError(f"{seeds} seeds were asked for. Allowed is 1 or more; 3 show a spread.")
+    changes = {"seeds": tuple(range(seeds)), **changes}
+    return [dataclasses.replace(METHODS[name], **changes) for name in dict.fromkeys(names)]
+
+
+def chosen(
+    file: str | Path | None = None,
+    methods: Iterable[str] | None = None,
+    seeds: int | None = None,
+    **changes: Any,
+) -> list[Experiment]:
+    """Return the experiments that a command line asks for: those of a file, or standard ones.
+
+    What is None stays as it is in the file; of standard experiments the default is 3 seeds.
+
+    Raises:
+        ValueError: if both a file and methods are given, or either is wrong.
+        FileNotFoundError: if there is no such file.
+    """
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if file is None:
+        return standard(methods, 3 if seeds is None else seeds, **changes)
+    if methods:
+        raise ValueError(
+            f"Both the file '{file}' and the methods {', '.join(methods)} were given. Allowed is "
+            "one of them: the file's experiments, or the standard ones. Leave one out."
+        )
+    if seeds is not None:
+        changes["seeds"] = tuple(range(seeds))
+    return [dataclasses.replace(experiment, **changes) for experiment in read(file)]

@@ -1,7 +1,7 @@
 """Speed of the course's parts, each in relation to something that runs beside it.
 
-    python scripts/bench.py             the whole table: a few minutes
-    python scripts/bench.py training    one part of it: training, start, widgets or simulation
+    python benchmarks/bench.py             the whole table: a few minutes
+    python benchmarks/bench.py training    one part of it: training, start, widgets or simulation
 
 A time says little on another machine, so what counts are the ratios. The cases that are compared
 take turns, three times, and the median is taken: other work on the machine hits all of them alike.
@@ -327,7 +327,7 @@ def main() -> int:
     if unknown:
         print(f"There is no part {', '.join(unknown)}. The parts are: {', '.join(PARTS)}.")
         return 2
-    hardware.mend_bitsandbytes()
+    hardware.fix_bitsandbytes()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     for name, part in PARTS.items():

@@ -157,17 +157,17 @@ def test_phi3_is_fused() -> None:
     ],
 )
 def test_experts_as_parameters(kind: str, sizes: dict) -> None:
-    """peft's all-linear reaches them on some types only; asked for by name, they are reached."""
+    """peft's all-linear adapts them on some types only; asked for by name, they are adapted."""
     model = small(kind, **{**MOE, **sizes})
-    names, _ = sweep_targets.wrap(copy.deepcopy(model), "all-linear") or (set(), 0)
-    reached = any("experts.gate_up_proj" in name for name in names)
+    names = sweep_targets.wrap(copy.deepcopy(model), "all-linear")
+    adapted = any("experts.gate_up_proj" in name for name in names)
     table = lora_targets.discover(model)
     experts = [t for t in table if t.kind == "expert"]
     assert [t.name for t in experts] == ["experts.gate_up_proj", "experts.down_proj"]
-    assert all(bool(t.in_all_linear) == reached for t in experts)
-    said = [line for line in table.lines() if "passes over" in line]
-    missed = any("experts.down_proj," in f"{line[:-1]}," for line in said)
-    assert missed == (not reached and not table.all_linear_error)
+    assert all(bool(t.in_all_linear) == adapted for t in experts)
+    lines = [line for line in table.summary().splitlines() if "passes over" in line]
+    missed = any("experts.down_proj," in f"{line[:-1]}," for line in lines)
+    assert missed == (not adapted and not table.all_linear_error)
     assert bool(table.all_linear_error) == (not names)
     suggestion = lora_targets.suggest(model, "expert")
     assert suggestion.target_parameters == ["experts.gate_up_proj", "experts.down_proj"]
@@ -177,7 +177,7 @@ def test_experts_as_parameters(kind: str, sizes: dict) -> None:
 
 @PATTERNS
 def test_names_that_peft_takes_for_the_experts() -> None:
-    """DeepSeek-V3's dense and shared layers: no entry of target_modules reaches them."""
+    """DeepSeek-V3's dense and shared layers: no entry of target_modules selects them."""
     model = small("deepseek_v3", **DEEPSEEK)
     table = lora_targets.discover(model)
     shared = table["shared_experts.gate_proj"]
@@ -267,7 +267,7 @@ def test_encoders_and_pairs() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantized_layers_keep_their_shape(bits: int) -> None:
     """A 4-bit weight is packed to half its numbers: the table must say the matrix's."""
-    hardware.mend_bitsandbytes()
+    hardware.fix_bitsandbytes()
     quantization = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, quantization_config=quantization)
     table, plain = lora_targets.discover(model), lora_targets.discover(POCKET_MODEL)
@@ -322,8 +322,8 @@ def test_one_wrong_name_in_a_list() -> None:
     given = ["q_proj", "K_proj", "v_porj", "q_proj", "qkv", "zzz"]
     model = configs.build_empty(configs.load_config(POCKET_MODEL))
     check = lora_targets.check_targets(model, given)
-    said = [(n.count, n.problem, n.nearest) for n in check.names]
-    assert said == [
+    found = [(n.count, n.problem, n.nearest) for n in check.names]
+    assert found == [
         (4, "", ""),
         (0, "matches nothing: upper and lower case count", "k_proj"),
         (0, "matches nothing", "v_proj"),

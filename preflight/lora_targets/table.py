@@ -1,18 +1,18 @@
-"""The tables of what LoRA can target, and of what a list of names hits."""
+"""The table of what LoRA can target in a model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 import pandas as pd
 
-from course_utils.display import html_table, text_table
+from course_utils.display import Result, html_table, text_table
 
-# The kinds that a block of the language model consists of, besides its router.
+# The kinds that a block of the language model consists of, next to its router.
 BLOCK_KINDS = ("attention", "MLP", "shared expert", "expert", "state-space", "convolution", "other")
 LINEAR = re.compile(r"Linear|Conv1D$")  # classes of matrices: nn.Linear's, bitsandbytes', Conv1D
 HEADERS = (
@@ -26,6 +26,10 @@ HEADERS = (
     "all-linear",
     "note",
 )
+REST_HEADERS = ("not a target, because", "tensors", "parameters", "such as")
+COLUMNS = (
+    "name kind type count shapes parameters adapter in_default in_all_linear as_parameter note"
+).split()
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,11 @@ class Target:
     """A distinct name of a model's layers that LoRA can adapt, with all layers of that name.
 
     `name` goes into `target_modules`; a "*" in it stands for a number, and then only a regular
-    expression reaches these layers and no others. Where `as_parameter` is given, that goes into
+    expression selects these layers and no others. Where `as_parameter` is given, that goes into
     `target_parameters` instead; `refused` is True where peft takes neither. `adapter` counts the
     parameters of adapters of the table's rank on all of the layers, None where peft cannot make
     one; `in_default` and `in_all_linear` count the layers that peft's default and "all-linear"
-    reach. `layers` has their whole names.
+    adapt. `layers` has their whole names.
     """
 
     name: str
@@ -47,8 +51,8 @@ class Target:
     shapes: tuple[tuple[int, ...], ...]
     parameters: int
     adapter: int | None
-    in_default: int
-    in_all_linear: int
+    in_default: int = 0
+    in_all_linear: int = 0
     as_parameter: str = ""
     refused: bool = False
     note: str = ""
@@ -87,9 +91,13 @@ class Rest:
     parameters: int
     examples: tuple[str, ...]
 
+    def row(self) -> tuple[object, ...]:
+        """Return the rest as the cells of a table."""
+        return self.why, self.tensors, f"{self.parameters:,}", ", ".join(self.examples)
+
 
 @dataclass(frozen=True)
-class TargetTable:
+class TargetTable(Result):
     """What LoRA can target in a model; shows as a table in a notebook.
 
     `default` is what peft takes when no target_modules are given (None: it refuses). For it and
@@ -102,7 +110,7 @@ class TargetTable:
     parameters: int
     targets: tuple[Target, ...]
     rest: tuple[Rest, ...]
-    default: tuple[str, ...] | str | None
+    default: tuple[str, ...] | str | None = None
     default_error: str = ""
     default_adapter: int = 0
     all_linear_error: str = ""
@@ -125,75 +133,61 @@ class TargetTable:
 
     def to_frame(self) -> pd.DataFrame:
         """Return a row for each target, with numbers as numbers."""
-        columns = {
-            "name": [t.name for t in self.targets],
-            "kind": [t.kind for t in self.targets],
-            "type": [t.type for t in self.targets],
-            "count": [t.count for t in self.targets],
-            "shapes": ["; ".join(map(_shape, t.shapes)) for t in self.targets],
-            "parameters": [t.parameters for t in self.targets],
-            "adapter": pd.array([t.adapter for t in self.targets], dtype="Int64"),
-            "in_default": [t.in_default for t in self.targets],
-            "in_all_linear": [t.in_all_linear for t in self.targets],
-            "as_parameter": [t.as_parameter for t in self.targets],
-            "note": [t.note for t in self.targets],
-        }
-        return pd.DataFrame(columns)
+        frame = pd.DataFrame(
+            [[getattr(target, column) for column in COLUMNS] for target in self.targets],
+            columns=COLUMNS,
+        )
+        frame["shapes"] = ["; ".join(map(_shape, shapes)) for shapes in frame["shapes"]]
+        return frame.astype({"adapter": "Int64"})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as plain data, ready for JSON; the layers' whole names are left out."""
-        plain = asdict(self)
+        plain = super().to_dict()
         for target in plain["targets"]:
             del target["layers"]
         return plain
 
-    def lines(self) -> list[str]:
-        """Return what the table says as a whole, in sentences."""
+    def headers(self) -> tuple[str, ...]:
+        """Return the names of the columns."""
+        return HEADERS
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the targets as the cells of a table."""
+        return [target.row() for target in self.targets]
+
+    def summary(self) -> str:
+        """Return what the table says as a whole, a sentence a line."""
+        lines = [f"{self.model}: {self.parameters:,} parameters; adapters of rank {self.rank}."]
+        names = self.default if isinstance(self.default, str) else ", ".join(self.default or ())
         if self.default is None:
-            default = f"peft has no default target_modules for {self.model}: they must be given."
-        elif self.default_error:
-            default = f"peft's default ({self._default_names()}) fails: {self.default_error}."
-        else:
-            default = (
-                f"peft's default: {self._default_names()} ({self.default_adapter:,} parameters)."
+            lines.append(
+                f"peft has no default target_modules for {self.model}: they must be given."
             )
-        said = [f"{self.model}: {self.parameters:,} parameters; adapters of rank {self.rank}."]
-        said.append(default)
+        elif self.default_error:
+            lines.append(f"peft's default ({names}) fails: {self.default_error}.")
+        else:
+            lines.append(f"peft's default: {names} ({self.default_adapter:,} parameters).")
         if self.all_linear_error:
-            said.append(f'"all-linear" fails: {self.all_linear_error}.')
-            return said
-        said.append(f'"all-linear" makes adapters of {self.all_linear_adapter:,} parameters.')
+            return "\n".join([*lines, f'"all-linear" fails: {self.all_linear_error}.'])
+        lines.append(f'"all-linear" makes adapters of {self.all_linear_adapter:,} parameters.')
         missed = [t for t in self.targets if t.in_blocks and not t.in_all_linear]
         if missed:
             share = sum(t.parameters for t in missed) / self.parameters
             names = ", ".join(t.as_parameter or t.name for t in missed)
-            said.append(f'"all-linear" passes over {share:.1%} of all parameters: {names}.')
+            lines.append(f'"all-linear" passes over {share:.1%} of all parameters: {names}.')
         routers = [t.name for t in self.targets if t.kind == "router" and t.in_all_linear]
         if routers:
-            said.append(f'"all-linear" adapts a router: {", ".join(routers)}.')
-        return said
-
-    def _default_names(self) -> str:
-        return self.default if isinstance(self.default, str) else ", ".join(self.default or ())
+            lines.append(f'"all-linear" adapts a router: {", ".join(routers)}.')
+        return "\n".join(lines)
 
     def __str__(self) -> str:
-        rest = [(r.why, r.tensors, f"{r.parameters:,}", ", ".join(r.examples)) for r in self.rest]
-        return "\n\n".join(
-            [
-                "\n".join(self.lines()),
-                text_table([t.row() for t in self.targets], HEADERS),
-                text_table(rest, ("not a target, because", "tensors", "parameters", "such as")),
-            ]
-        )
+        rest = text_table([one.row() for one in self.rest], REST_HEADERS)
+        return "\n\n".join([self.summary(), text_table(self.rows(), HEADERS), rest])
 
     def _repr_html_(self) -> str:
-        said = "".join(f"<p>{escape(line)}</p>" for line in self.lines())
-        rest = [(r.why, r.tensors, f"{r.parameters:,}", ", ".join(r.examples)) for r in self.rest]
-        return (
-            said
-            + html_table([t.row() for t in self.targets], HEADERS)
-            + html_table(rest, ("not a target, because", "tensors", "parameters", "such as"))
-        )
+        lines = "".join(f"<p>{escape(line)}</p>" for line in self.summary().split("\n"))
+        rest = html_table([one.row() for one in self.rest], REST_HEADERS)
+        return lines + html_table(self.rows(), HEADERS) + rest
 
 
 def _shape(shape: tuple[int, ...]) -> str:
