@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from course_utils.paths import CONFIGS
+from course_utils.paths import CONFIGS, is_path
 
 
 def shipped() -> list[str]:
@@ -62,11 +62,6 @@ def load_config(model: str | Path | PretrainedConfig) -> PretrainedConfig:
     elif is_path(name) or path.suffix == ".json":
         raise FileNotFoundError(f"{name!r} does not exist. {_allowed()} Check the path.")
     return read_config(source, repr(name), _allowed())
-
-
-def is_path(name: str) -> bool:
-    """Return whether a name can only be a path, and not one of the Hugging Face Hub's."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def check_folder(

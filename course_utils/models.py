@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from course_utils.configs import check_folder, is_path, read_config
-from course_utils.paths import POCKET_MODEL
+from course_utils.configs import check_folder, read_config
+from course_utils.paths import POCKET_MODEL, is_path
 
 VARIABLE = "COURSE_MODEL"
 ALLOWED = (
