@@ -119,7 +119,7 @@ def test_the_bad_dataset_in_the_repository_is_what_the_script_makes(bad: Path) -
 
 
 def test_without_a_tokenizer_the_rest_is_still_found(bad: Path) -> None:
-    """A reader without a model at hand gets the other findings, and the report names what is missing."""
+    """A reader without a model at hand gets the other findings, and reads what is missing."""
     need_tokens = {"boundary_moves", "completion_cut_away", "completion_cut_partly", "too_long"}
     expected = json.loads((bad / "faults.json").read_text())["bad.jsonl"]
     report = check_bad(bad, "bad.jsonl", None)

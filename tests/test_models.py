@@ -143,7 +143,7 @@ def ask(names: list[str], cache: Path, **variables: str) -> dict[str, str]:
     The hub's client reads its environment variables once, when it is imported.
     """
     code = (
-        "import json, os, sys\nfrom course_utils import models\nsaid = {}\n"
+        "import json, os, sys\nfrom course_utils import models\nmessages = {}\n"
         "for name in sys.argv[1:]:\n    os.environ[models.VARIABLE] = name\n"
         "    try: models.base_model()\n"
         "    except RuntimeError as error: messages[name] = str(error)\n"
