@@ -9,3 +9,8 @@ DATA: Path = COURSE_ROOT / "data"
 POCKET_MODEL: Path = DATA / "models" / "pocket-llama"
 POCKET_T5: Path = DATA / "models" / "pocket-t5"
 CONFIGS: Path = DATA / "configs"
+
+
+def is_path(name: str) -> bool:
+    """Return whether a name can only be a path, and not one of the Hugging Face Hub's."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
