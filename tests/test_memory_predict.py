@@ -360,7 +360,7 @@ def test_a_changed_library_is_named(
     monkeypatch.setattr(owner, name, with_another_parameter(original))
     expected = f"has changed {path}: its parameters are (another)"
     if change == "removed":
-        expected = f"has no {path},"
+        expected = f"has no {path}."
         monkeypatch.delattr(owner, name)
         if "torch.ops" in path:  # it makes the name anew from its registry
             monkeypatch.setattr(library_patches, "resolve_name", without(path))
@@ -369,7 +369,7 @@ def test_a_changed_library_is_named(
         predict(llama(), "lora", **SMALL)
     message = str(caught.value)
     assert message.startswith(f"{library} {metadata.version(library)} {expected}")
-    assert f"as in {library} {library_patches.SEEN[library]}" in message
+    assert f"as it is in {library} {library_patches.SEEN[library]}." in message
 
 
 @pytest.mark.parametrize("name", ["name2qmap", "mng"])

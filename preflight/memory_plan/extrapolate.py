@@ -57,13 +57,12 @@ def extrapolate(config: PretrainedConfig, options: StepOptions) -> Pass:
         region: start.towards(end, count - FEW)
         for region, (start, end) in _lines(small.regions, large.regions).items()
     }
-    parts = [(phase, levels) for (phase, _), levels in _in_order(at, count)]
+    parts = list(_in_order(at, count))
     return Pass(
         moments=[(phase, row) for phase, part in parts for row in (part.highest, part.last)],
         ended=parts[-2][1].last,
         freed=parts[-1][1].last,
         trained=trained,
-        regions=at,
     )
 
 
@@ -108,17 +107,17 @@ def _lines(
     return lines
 
 
-def _in_order(at: dict[Region, Levels], count: int) -> Iterator[tuple[Region, Levels]]:
-    """Yield the regions of all layers in order, those in the middle on the line between others."""
+def _in_order(at: dict[Region, Levels], count: int) -> Iterator[tuple[str, Levels]]:
+    """Yield the phase and the levels of each region in order, with all layers: those in the middle
+    are on the line between others."""
 
-    def layers(phase: str) -> list[tuple[Region, Levels]]:
+    def layers(phase: str) -> list[tuple[str, Levels]]:
         low, high = at[phase, 1], at[phase, -2]
         middle = [low.towards(high, Fraction(i - 1, count - 3)) for i in range(2, count - 2)]
-        found = [at[phase, 0], low, *middle, high, at[phase, -1]]
-        return [((phase, index), levels) for index, levels in enumerate(found)]
+        return [(phase, part) for part in (at[phase, 0], low, *middle, high, at[phase, -1])]
 
-    def others(*regions: Region) -> list[tuple[Region, Levels]]:
-        return [(region, at[region]) for region in regions if region in at]
+    def others(*regions: Region) -> list[tuple[str, Levels]]:
+        return [(region[0], at[region]) for region in regions if region in at]
 
     yield from others(("load", "before"), ("forward", "before"))
     yield from layers("forward")

@@ -39,8 +39,8 @@ class LibraryChanged(RuntimeError):
 
     def __init__(self, library: str, problem: str) -> None:
         super().__init__(
-            f"{library} {metadata.version(library)} {problem}, on which the prediction of memory "
-            f"relies (as in {library} {SEEN[library]}). Allowed are the versions in "
+            f"{library} {metadata.version(library)} {problem}. The prediction of memory relies on "
+            f"it as it is in {library} {SEEN[library]}. Allowed are the versions in "
             "constraints.txt. Run: pip install -r requirements.txt -c constraints.txt"
         )
 

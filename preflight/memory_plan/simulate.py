@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -20,7 +20,12 @@ from course_utils.memory.step_memory import CATEGORIES
 from preflight.memory_plan.fake_model import build_model
 from preflight.memory_plan.fake_tensors import NoValues, fake_mode
 from preflight.memory_plan.layers import layers_of, mark_layers
-from preflight.memory_plan.library_patches import LibraryChanged, changed_library, patched
+from preflight.memory_plan.library_patches import (
+    LibraryChanged,
+    changed_library,
+    other_versions,
+    patched,
+)
 from preflight.memory_plan.optimizers import make_optimizer
 from preflight.memory_plan.options import StepOptions
 
@@ -68,14 +73,14 @@ class Pass:
     """A pass forward and backward, as if the optimizer had no state yet.
 
     Its moments in order; the levels at the end of the backward pass, and after its graph was freed;
-    the parameters that it trains; and its regions, none if one came twice.
+    the parameters that it trains; and the regions of a simulated one, none if one came twice.
     """
 
     moments: list[Moment]
     ended: np.ndarray
     freed: np.ndarray
     trained: tuple[Trained, ...]
-    regions: dict[Region, Levels]
+    regions: dict[Region, Levels] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -231,4 +236,5 @@ def _explained(what: str) -> Iterator[None]:
             f"{what} cannot be simulated ({reason}). "
             "Code that asks for the values of tensors is beyond the prediction. Try another dtype "
             "or attention, or measure a real step of a smaller config with MeterCallback."
+            f"{''.join(f' Not seen before: {n} {v}.' for n, v in other_versions().items())}"
         ) from error
