@@ -154,7 +154,7 @@ def train(config: PretrainedConfig, method: str, options: argparse.Namespace) ->
         try:
             trainer.train()
         finally:
-            meter.let_go()  # else it stays on after an error, and keeps the model
+            meter.stop()  # else it stays on after an error, and keeps the model
     return meter.memory
 
 

@@ -1,4 +1,4 @@
-"""The meter on real steps: beside the prediction, and beside witnesses that know nothing of it."""
+"""The meter on real steps: against the prediction, and witnesses that know nothing of it."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_the_profiler_agrees(method: str, options: dict[str, object], tmp_path: 
 
 
 def test_memtracker_agrees() -> None:
-    """Breaks if the books are wrong where PyTorch's own tracker, which works by hooks on modules
+    """Breaks if the count is wrong where PyTorch's own tracker, which works by hooks on modules
     and on the optimizer, can be asked: full fine-tuning of a small model."""
     from torch.distributed._tools.mem_tracker import MemTracker
 
