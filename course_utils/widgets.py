@@ -98,7 +98,10 @@ def control(kind: type[ipywidgets.Widget], label: str, **arguments: Any) -> ipyw
     if "Slider" in kind.__name__:
         arguments["continuous_update"] = False
     layout, style = ipywidgets.Layout(width="340px"), {"description_width": "120px"}
-    return kind(description=label, style=style, layout=layout, **arguments)
+    made = kind(description=label, style=style, layout=layout, **arguments)
+    if made.has_trait("tooltip"):  # not before ipywidgets 8, which shows "null" where there is none
+        made.tooltip = label
+    return made
 
 
 def image(figure: Figure, words: str) -> str:

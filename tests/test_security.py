@@ -40,6 +40,7 @@ import yaml
 from matplotlib.figure import Figure
 
 import course_utils
+import preflight
 from course_utils import display, plots, serving, widgets
 from course_utils.memory.step_memory import CATEGORIES, PHASES
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
@@ -50,6 +51,7 @@ sys.path.insert(0, str(COURSE_ROOT / "scripts"))
 import workshop
 import workshop_start
 
+PACKAGES = ("course_utils.", "preflight.")
 # Made by a build or a run; none of it is the project's own.
 MADE = {".git", ".venv", "build", "runs", "__pycache__", ".ipynb_checkpoints", ".running"}
 MADE |= {".pytest_cache", ".ruff_cache", ".hypothesis", "finetuning_course.egg-info"}
@@ -222,21 +224,23 @@ def _is_picture(target: str | None) -> bool:
 
 
 def modules() -> list[types.ModuleType]:
-    """Return all modules of the helper package."""
-    found = pkgutil.walk_packages(course_utils.__path__, "course_utils.")
+    """Return all modules of the helper packages."""
+    packages = (course_utils, preflight)
+    found = [m for one in packages for m in pkgutil.walk_packages(one.__path__, f"{one.__name__}.")]
     return [importlib.import_module(m.name) for m in found if not m.name.endswith("__main__")]
 
 
 def shown_classes() -> list[type]:
-    """Return the classes of the package that a notebook shows as HTML."""
+    """Return the classes of the packages that a notebook shows as HTML."""
     return sorted(
         {
             kind
             for module in modules()
             for kind in vars(module).values()
-            if inspect.isclass(kind)
-            and "_repr_html_" in vars(kind)
-            and kind.__module__.startswith("course_utils.")
+            if dataclasses.is_dataclass(kind)
+            and inspect.isclass(kind)
+            and hasattr(kind, "_repr_html_")
+            and kind.__module__.startswith(PACKAGES)
         },
         key=lambda kind: kind.__qualname__,
     )
@@ -262,7 +266,7 @@ def hostile(wanted: Any) -> Any:
 
 
 # Names that modules import for type checkers alone, and values that have to fit each other.
-NAMED = {"pd": pd}
+NAMED = {"pd": pd, "ClassVar": typing.ClassVar}
 ARGUMENTS = {
     "lora_alpha": 1,
     "r": 1,
@@ -309,7 +313,7 @@ def makers_of_html() -> set[tuple[str, str]]:
     """Return the file and the name of each function of the package that writes a tag."""
     found = set()
     for path in own_files(".py"):
-        if "course_utils" not in path.parts:
+        if not {"course_utils", "preflight"} & {*path.parts}:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef):
@@ -329,7 +333,7 @@ def test_markup_in_data_is_shown_and_never_obeyed(monkeypatch: pytest.MonkeyPatc
     ran: set[tuple[str, str]] = set()
 
     def note(frame: types.FrameType, event: str, _: object) -> None:
-        if event == "call" and "course_utils" in frame.f_code.co_filename:
+        if event == "call" and frame.f_globals.get("__name__", "").startswith(PACKAGES):
             ran.add((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
 
     sys.setprofile(note)
