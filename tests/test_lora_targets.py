@@ -281,6 +281,20 @@ def test_quantized_layers_keep_their_shape(bits: int) -> None:
     assert adapted.get_nb_trainable_parameters()[0] == suggestion.adapter
 
 
+def test_the_model_that_is_asked_about_stays_as_it_is() -> None:
+    """peft freezes what it wraps and hooks into it: that must happen to a copy, without a cost."""
+    model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL)
+    modules, config = list(model.modules()), model.config.to_dict()
+    weights = {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()}
+    assert lora_targets.make_adapters(model, "all-linear", r=8).modules
+    assert lora_targets.make_adapters(model, ["self_attn"]).error
+    assert list(model.modules()) == modules
+    assert {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()} == weights
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    assert (model.config.to_dict(), hasattr(model, "peft_config")) == (config, False)
+
+
 @pytest.mark.parametrize(
     "kind, sizes, name",
     [

@@ -140,7 +140,7 @@ def _target(
     elif replaced := replaced_by(model, first.name.rpartition(".")[2]):
         as_parameter = f"{name}.weight"
         notes.append(f"as a target module peft takes it for {', '.join(sorted(replaced))}")
-    elif first.kind in ("state-space", "convolution"):
+    elif first.kind in ("state-space", "convolution"):  # the kinds of which peft refuses some
         refused = make_adapters(model, [first.name], r=r).error
         if refused.startswith("peft refuses"):
             notes.append("peft refuses it: Mamba's kernel reads the weight past the adapter")
