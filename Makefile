@@ -1,6 +1,6 @@
 # Each target builds .venv first, once; an edited requirements file builds it again.
 
-# The first of these that is new enough; python3 is often an old one beside a newer python3.12.
+# The first of these that is new enough; python3 is often an old one next to a newer python3.12.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done || echo python3)
@@ -39,7 +39,7 @@ test: $(TEST_READY) lint  ## Run every test, the notebooks among them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env \
 		--every-notebook -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# By groups, so that no lesson runs beside itself.
+# By groups, so that no lesson runs twice at a time.
 test-long: $(TEST_READY)  ## Run the repetitions: 20 kills of each kind, 10,000 odd inputs (REPEAT=10 for lessons)
 	@REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
 		--dist loadgroup $(if $(NB),-k lesson_$(NB))

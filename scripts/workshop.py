@@ -267,7 +267,7 @@ def trial(output: Path) -> str:
         python = workshop_start.program(place, "python")
         lesson = nbformat.read(place / "notebooks" / "00_quickstart.ipynb", as_version=4)
         imports = next(c.source for c in lesson.cells if c.source.startswith("# The course's help"))
-        _try([*cut, python, "-c", imports], environment, place / "notebooks")
+        _try([*cut, python, "-c", f"{imports}\nimport preflight"], environment, place / "notebooks")
         _try([*cut, python, "-m", "jupyterlab", "--version"], environment, place)
     how = "in a kernel namespace without a network" if cut else "with proxies that lead nowhere"
     return f"tried {how}: installed, the doctor is content, lesson 00's imports work"
@@ -287,7 +287,7 @@ def _try(command: list[str], environment: dict[str, str], folder: Path) -> None:
     if done.returncode:
         raise RuntimeError(
             f"The workshop's folder does not serve: {' '.join(command)} failed.\n"
-            f"{done.stdout.strip()[-2500:]}\nMend that and run this again."
+            f"{done.stdout.strip()[-2500:]}\nFix that and run this again."
         )
 
 

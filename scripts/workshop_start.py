@@ -3,7 +3,7 @@
     python3 start.py              set up, in the folder finetuning-course of your home
     python3 start.py --lab        open the lessons
 
-It needs Python alone: what it installs lies in the folder `wheelhouse` beside it. It can be run
+It needs Python alone: what it installs lies in the folder `wheelhouse` next to it. It can be run
 again, after a fault too: it goes on where it stopped and leaves your own changes to lessons alone.
 """
 
@@ -40,7 +40,7 @@ def this_machine() -> str:
 
 
 def wheels_for(machine: str) -> tuple[Path, dict]:
-    """Return the wheels for a machine and what is said of them.
+    """Return the wheels for a machine and what contents.json has on them.
 
     Raises Refusal if there are none, or if not all came along.
     """

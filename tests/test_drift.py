@@ -45,9 +45,9 @@ def test_the_record_is_of_the_lessons_and_of_the_pinned_versions() -> None:
 @pinned
 def test_nothing_is_reported_where_nothing_changed(capsys: pytest.CaptureFixture[str]) -> None:
     assert drift_report.main([]) == 0
-    said = capsys.readouterr().out
-    assert "Versions: as recorded." in said
-    assert said.count(": 0") == 3
+    printed = capsys.readouterr().out
+    assert "Versions: as recorded." in printed
+    assert printed.count(": 0") == 3
 
 
 def changed(without: str, *more: inspect.Parameter) -> Any:
@@ -78,9 +78,9 @@ def test_a_parameter_that_is_gone_is_named_with_the_lessons_that_call(
 ) -> None:
     """The fault that stops a lesson: which call, where, and how it was and is."""
     monkeypatch.setattr(peft, "LoraConfig", changed("lora_alpha", ALPHA))
-    code, said = report(tmp_path)
+    code, printed = report(tmp_path)
     assert code == 1
-    breaking, harmless = said.split("whose changes break none")
+    breaking, harmless = printed.split("whose changes break none")
     entry = breaking.partition("`peft.LoraConfig`")[2]
     assert "04_lora" in entry.splitlines()[0]
     assert "old: LoraConfig(..., lora_alpha=8, ...)\nnew: LoraConfig(..., alpha=16)\n" in entry
@@ -90,8 +90,8 @@ def test_a_parameter_that_is_gone_is_named_with_the_lessons_that_call(
 def test_a_name_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Imports vanish too, and then no line of the lesson runs."""
     monkeypatch.delattr(peft, "get_peft_model")
-    code, said = report(tmp_path)
-    entry = said.partition("`peft.get_peft_model` in ")[2]
+    code, printed = report(tmp_path)
+    entry = printed.partition("`peft.get_peft_model` in ")[2]
     assert "04_lora" in entry.splitlines()[0]
     assert "new: gone (AttributeError: module 'peft' has no attribute 'get_peft_model')" in entry
     assert code == 1, "and what cannot be imported without it does not end the report"
@@ -131,10 +131,10 @@ def test_a_failed_lesson_and_a_failed_test_are_traced_to_the_call(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
     monkeypatch.setattr(peft, "LoraConfig", changed("lora_alpha"))
-    code, said = report(tmp_path, junit)
+    code, printed = report(tmp_path, junit)
     assert code == 1
-    assert "## Tests that failed: 3" in said
-    failed = said.partition("## Signatures")[0].split("### ")[1:]
+    assert "## Tests that failed: 3" in printed
+    failed = printed.partition("## Signatures")[0].split("### ")[1:]
     error = "TypeError: LoraConfig.__init__() got an unexpected keyword argument 'lora_alpha'"
     for start in ("04_lora", "test_it: test_adapter"):
         (one,) = (text for text in failed if text.startswith(start))

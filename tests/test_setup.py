@@ -92,7 +92,7 @@ def test_conda_reads_the_same_two_files() -> None:
 
 @pinned
 def test_pip_can_read_the_lines_for_conda(tmp_path: Path) -> None:
-    """conda and Binder hand these lines to pip in a file beside environment.yml."""
+    """conda and Binder hand these lines to pip in a file next to environment.yml."""
     for name in ("requirements.txt", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(COURSE_ROOT / name, tmp_path)
     for name in ("course_utils", "preflight"):
@@ -369,10 +369,10 @@ def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, ca
     for name in (*run_lessons.QUIET, "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # so that the script's own setting is undone as well
     assert run_lessons.main() == 1
-    said = capsys.readouterr().out
-    assert "ZeroDivisionError" in said
-    assert "Kernel died" in said
-    assert "1 of 3 lessons ran" in said
+    printed = capsys.readouterr().out
+    assert "ZeroDivisionError" in printed
+    assert "Kernel died" in printed
+    assert "1 of 3 lessons ran" in printed
     assert [page.name for page in pages.iterdir()] == ["02_lesson.html"]
     assert "42" in (pages / "02_lesson.html").read_text(encoding="utf-8")
     assert before == {path: path.read_bytes() for path in (tmp_path / "notebooks").iterdir()}

@@ -263,6 +263,8 @@ def test_the_course_is_packed_from_a_clone_alone(tmp_path: Path, monkeypatch) ->
     with zipfile.ZipFile(tmp_path / "course.zip") as archive:
         names = archive.namelist()
     assert f"{workshop.NAME}/data/models/pocket-llama/model.safetensors" in names
+    packages = {f"{workshop.NAME}/{name}/__init__.py" for name in ("course_utils", "preflight")}
+    assert packages <= set(names)
     assert not {"build", ".venv", "runs"} & {name.split("/")[1] for name in names}
     monkeypatch.setattr(workshop, "ROOT", tmp_path)
     with pytest.raises(RuntimeError, match="git clone"):
