@@ -34,7 +34,7 @@ LONGEST_ALT = 400  # characters; a screen reader cannot skip within it
 
 def lessons(folder: Path = ROOT / "notebooks") -> list[Path]:
     """Return the committed lessons in order."""
-    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    return sorted(folder.glob("[0-9][0-9]*_*.ipynb"))
 
 
 def adapt(path: Path, explorer: Callable[[str], str]) -> NotebookNode:

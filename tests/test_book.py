@@ -36,7 +36,7 @@ NEEDED = [
     for line in (BOOK / "requirements.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 ]
-LESSONS = sorted(path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LESSONS = sorted(path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
 
 
 def there(name: str) -> bool:
