@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,3 +41,13 @@ def _unmergeable(answer: Sequence[str], merge: pd.Series) -> tuple[bool, str]:
     if given - {*merge.index}:
         return False, f"give names from the index of the table: {', '.join(merge.index)}."
     return False, f"{len(wanted - given)} are missing, {len(given - wanted)} can be merged."
+
+
+@exercise("05-macro")
+def _macro_f1(answer: float, accuracy: float, classes: int) -> tuple[bool, str]:
+    of_the_named = 2 * accuracy / (1 + accuracy)
+    if math.isclose(answer, of_the_named / classes, rel_tol=1e-3):
+        return True, "one class has an F1, the others have 0, and the mean is over all of them."
+    if math.isclose(answer, of_the_named, rel_tol=1e-3):
+        return False, "that is the F1 of the class that is named; the others count as much."
+    return False, "find precision and recall of the class that is named, then of one that is not."
