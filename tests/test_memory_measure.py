@@ -221,7 +221,7 @@ def test_predicted_equals_measured(
         assert guess.total(phase) == pytest.approx(real.total(phase), rel=0.01), phase
 
 
-# What a type of peft needs beside its defaults: all linear layers, where nothing else is said.
+# What a type of peft needs besides its defaults: all linear layers, where nothing else is said.
 SETTINGS: dict[str, dict[str, object]] = {
     "ADALORA": LINEAR | {"init_r": 12, "tinit": 2, "tfinal": 2, "total_step": 10},
     "ADAPTION_PROMPT": {"adapter_len": 8, "adapter_layers": 2},

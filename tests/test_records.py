@@ -119,4 +119,4 @@ def test_the_cost_of_every_lesson_is_on_record() -> None:
     for name, cost in found["lessons"].items():
         minutes = teaching.run_minutes(name.partition("_")[0])
         assert abs(minutes - cost["seconds"] / 60) < 1, f"{name}: correct the README's table"
-    assert found["calibration_seconds"] > 0 and found["jobs"] in (1, 2)
+    assert found["jobs"] in (1, 2)

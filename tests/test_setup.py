@@ -378,6 +378,15 @@ def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, ca
     assert before == {path: path.read_bytes() for path in (tmp_path / "notebooks").iterdir()}
 
 
+def test_a_lessons_line_has_the_recorded_time() -> None:
+    """With as many lessons at a time as then: with a neighbour all is slower."""
+    jobs = run_lessons.lesson_costs.recorded()["jobs"]
+    outcome = run_lessons.Outcome(run_lessons.lessons("00")[0], seconds=61.0, peak=2**30)
+    line = run_lessons.described(outcome, jobs)
+    assert re.fullmatch(r"00_quickstart +61 s +1\.0 GiB +\(recorded: \d+ s\)", line)
+    assert "recorded" not in run_lessons.described(outcome, jobs + 1)
+
+
 def test_two_lessons_at_a_time_only_where_there_is_room() -> None:
     """A GPU's memory is measured in lessons: a neighbour would be measured with it."""
     roomy = hardware.Machine("cpu", "x86_64", 24, bf16=False, cores=2, ram=24)

@@ -73,7 +73,8 @@ def predict(
     Raises:
         ValueError: if an option is unknown, or two do not go together.
         FileNotFoundError: if the config is missing.
-        RuntimeError: if the config cannot be fetched, or the model cannot be simulated.
+        RuntimeError: if the config cannot be fetched, or the model cannot be simulated; as
+            LibraryChanged where a library is not as the simulation expects it.
     """
     started = time.perf_counter()
     if layers not in ("auto", "all"):
