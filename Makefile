@@ -36,13 +36,16 @@ run: $(READY)  ## Execute every lesson and write its page under build/ (NB=01 fo
 
 # Two files at a time, each on a core of its own; the notebooks first, since they take longest.
 test: $(TEST_READY) lint  ## Run every test, the notebooks among them
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env \
-		--every-notebook -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --ignore=notebooks/deeper \
+		--nbval-lax --nbval-current-env --every-notebook -n $(JOBS) --dist loadfile \
+		--no-loadscope-reorder
 
 # By groups, so that no lesson runs twice at a time.
-test-long: $(TEST_READY)  ## Run the repetitions: 20 kills of each kind, 10,000 odd inputs (REPEAT=10 for lessons)
+test-long: $(TEST_READY)  ## Run notebooks/deeper and the repetitions: 20 kills of each kind (REPEAT=10 for lessons)
 	@REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
 		--dist loadgroup $(if $(NB),-k lesson_$(NB))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks/deeper --nbval-lax --nbval-current-env \
+		$(if $(NB),-k $(NB)_,--every-notebook) -n $(JOBS) --dist loadfile
 
 lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks

@@ -22,7 +22,11 @@ from transformers import BitsAndBytesConfig
 from course_utils.paths import COURSE_ROOT
 from preflight.memory_plan import predict
 
-NOTEBOOKS = sorted((COURSE_ROOT / "notebooks").glob("[0-9]*.ipynb"))
+NOTEBOOKS = [
+    path
+    for folder in ("notebooks", "notebooks/deeper")
+    for path in sorted((COURSE_ROOT / folder).glob("[0-9]*.ipynb"))
+]
 LIBRARIES = (
     "transformers", "trl", "peft", "datasets", "torch", "bitsandbytes", "safetensors", "accelerate",
     "tensorboard", "pandas", "course_utils", "preflight",
