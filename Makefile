@@ -26,7 +26,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lab lint book bench bench-gpu data data-model data-report slides workshop publish-as
+.PHONY: help run test maintenance test-long lab lint book bench bench-gpu data data-model data-report slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,8 +37,12 @@ run: $(READY)  ## Execute every lesson and write its page under build/ (NB=01 fo
 # Two files at a time, each on a core of its own; the notebooks first, since they take longest.
 test: $(TEST_READY) lint  ## Run every test, the notebooks among them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --ignore=notebooks/deeper \
+		--ignore=tests/maintenance \
 		--nbval-lax --nbval-current-env --every-notebook -n $(JOBS) --dist loadfile \
 		--no-loadscope-reorder
+
+maintenance: $(TEST_READY) lint  ## Check what pages, notebooks, records and workflows say of each other
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/maintenance -n $(JOBS)
 
 # By groups, so that no lesson runs twice at a time.
 test-long: $(TEST_READY)  ## Run notebooks/deeper and the repetitions: 20 kills of each kind (REPEAT=10 for lessons)

@@ -1,4 +1,7 @@
-"""The course's commands, ``python -m course_utils COMMAND``: doctor, check, memory and others."""
+"""The course's commands, ``python -m course_utils COMMAND``: doctor, check, memory and others.
+
+Used by lessons: none.
+"""
 
 from __future__ import annotations
 

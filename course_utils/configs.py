@@ -1,4 +1,7 @@
-"""A model's config by name, file, folder or hub id, and the model without its weights."""
+"""A model's config by name, file, folder or hub id, and the model without its weights.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 

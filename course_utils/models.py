@@ -1,4 +1,7 @@
-"""Which base model this run of the lessons uses."""
+"""Which base model this run of the lessons uses.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 

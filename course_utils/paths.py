@@ -1,4 +1,7 @@
-"""Where the course keeps its files."""
+"""Where the course keeps its files.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Training arguments and PEFT configs: values that no library refuses, or not in plain words."""
+"""Training arguments and PEFT configs: values that no library refuses, or not in plain words.
+
+Used by lessons: 04, 05a, 06, 08.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The commands of the preflight: check, memory, modules; what each prints and returns."""
+"""The commands of the preflight: check, memory, modules; what each prints and returns.
+
+Used by lessons: none.
+"""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def calls(source: str) -> Iterator[str]:
 
 def record() -> Record:
     """Return what the lessons call, with the parameters in the installed libraries."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "maintenance"))
     from test_keywords import NOTEBOOKS, code_of
 
     lessons: dict[str, list[str]] = {}

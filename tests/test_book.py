@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import nbformat
+import publish_as
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -28,9 +29,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import publish_as
 
 BOOK = COURSE_ROOT / "book"
 SITE = COURSE_ROOT / "build" / "book-test"

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 
 import nbformat
 import pytest
+import run_lessons
 from faults import QUIET, SECOND_ADAPTER
 from nbclient import NotebookClient
-
-from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import run_lessons
 
 pytestmark = pytest.mark.long
 

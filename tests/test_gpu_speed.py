@@ -9,14 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_memory
+import gpu_speed
 import pytest
 import torch
 
 from course_utils.paths import COURSE_ROOT, DATA
-
-sys.path.insert(0, str(COURSE_ROOT / "benchmarks"))
-import gpu_memory
-import gpu_speed
 
 SCRIPT = COURSE_ROOT / "benchmarks" / "gpu_speed.py"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import sweep_targets
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -18,11 +18,8 @@ from transformers import (
 )
 
 from course_utils import configs, hardware
-from course_utils.paths import CONFIGS, DATA, POCKET_MODEL, POCKET_T5
+from course_utils.paths import CONFIGS, POCKET_MODEL, POCKET_T5
 from preflight import lora_targets
-
-sys.path.insert(0, str(DATA / "build"))
-import sweep_targets
 
 # peft doubles the rank of two names that became one parameter, and warns that it did not.
 PATTERNS = pytest.mark.filterwarnings(

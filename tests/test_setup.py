@@ -14,7 +14,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
+import publish_as
 import pytest
+import readme_picture
+import run_lessons
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
@@ -24,11 +27,6 @@ from packaging.version import Version
 
 from course_utils import __version__, colab, hardware
 from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import publish_as
-import readme_picture
-import run_lessons
 
 ADDRESS = publish_as.current()
 CELL = (COURSE_ROOT / "scripts" / "colab_cell.ipy").read_text(encoding="utf-8")

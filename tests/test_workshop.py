@@ -16,19 +16,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import measure_room
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
-from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-sys.path.insert(0, str(COURSE_ROOT / "benchmarks"))
-import measure_room
 import slides
 import teaching
 import workshop
 import workshop_start
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from course_utils.paths import COURSE_ROOT
 
 LESSONS = sorted((COURSE_ROOT / "notebooks").glob("[0-9]*.ipynb"))
 # What a browser fetches when it opens a page; links that a reader may follow are not among it.

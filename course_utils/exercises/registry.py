@@ -1,4 +1,7 @@
-"""Checks for the "Your turn" cells: each tells the reader what is right, or where to look again."""
+"""Checks for the "Your turn" cells: each tells the reader what is right, or where to look again.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a training step allocates: when each storage came, when it was freed, and what it is for."""
+"""What a training step allocates: when each storage came, when it was freed, and what it is for.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Measure a training step as it runs: around a few lines, or inside a trainer.
 
 Hooks tell the meter what the model is doing: which phase, and whose gradient.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
 """
 
 from __future__ import annotations

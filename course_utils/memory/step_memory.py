@@ -1,4 +1,7 @@
-"""What a training step takes, by phase and by category: the table of meter and prediction."""
+"""What a training step takes, by phase and by category: the table of meter and prediction.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Losses as they fall, sweeps, errors, and plain bars."""
+"""Losses as they fall, sweeps, errors, and plain bars.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What all figures share: colours, markers and size."""
+"""What all figures share: colours, markers and size.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
 
 from __future__ import annotations
 

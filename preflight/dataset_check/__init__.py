@@ -1,4 +1,7 @@
-"""Examines a dataset for supervised fine-tuning before any training."""
+"""Examines a dataset for supervised fine-tuning before any training.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 `recognise` looks at the column names and at the first rows. The `extract` of the format then gives
 each row as the columns of the target form ("text", "prompt" and "completion", or "messages"), just
 as the mapping line would, but leaves values of a wrong type as they are, so that they are found.
+
+Used by lessons: 01, 04, 05a, 06.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Files are read here rather than with `datasets.load_dataset`, which stops at the first bad line and
 needs every column to be of one type: a check has to see the rows as they stand in the file.
+
+Used by lessons: 01, 04, 05a, 06.
 """
 
 from __future__ import annotations

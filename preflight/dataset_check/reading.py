@@ -1,4 +1,7 @@
-"""Rows from anything that holds a dataset, one after another and without changing them."""
+"""Rows from anything that holds a dataset, one after another and without changing them.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

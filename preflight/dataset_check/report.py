@@ -1,4 +1,7 @@
-"""What a check of a dataset returns: findings, in tables that are safe to show."""
+"""What a check of a dataset returns: findings, in tables that are safe to show.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

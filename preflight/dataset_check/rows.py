@@ -1,4 +1,7 @@
-"""The faults that a row shows without a tokenizer."""
+"""The faults that a row shows without a tokenizer.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

@@ -32,6 +32,8 @@ The rule of step 6: the passes run as if the optimizer had no state. It is of th
 through the step, so it comes on top of every moment of theirs, and the few layers of step 4 need
 none. What the passes leave once their graph is freed lies under every moment of clipping and of the
 optimizer's step, but for the gradients, which that step counts itself.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
 """
 
 from preflight.memory_plan.advice import Change, Overhead, largest

@@ -9,6 +9,8 @@ lines, which is why they are drawn before the highest is taken: the peak itself 
 place as layers are added, and is not a straight line.
 
 The optimizer is not extrapolated: it runs over every parameter that the whole model trains.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Real GPUs and the memory that a program gets on each."""
+"""Real GPUs and the memory that a program gets on each.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is to be predicted: the options of a training step, checked."""
+"""What is to be predicted: the options of a training step, checked.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One training step on fake tensors: a pass forward and backward, and an optimizer's step."""
+"""One training step on fake tensors: a pass forward and backward, and an optimizer's step.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 

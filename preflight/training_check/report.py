@@ -1,4 +1,7 @@
-"""What a check of settings or of a trainer returns."""
+"""What a check of settings or of a trainer returns.
+
+Used by lessons: 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

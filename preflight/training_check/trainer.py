@@ -1,4 +1,7 @@
-"""A trainer that is built: what shows only with the model and the rows in it."""
+"""A trainer that is built: what shows only with the model and the rows in it.
+
+Used by lessons: 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

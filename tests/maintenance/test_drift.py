@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import drift_report
 import nbformat
 import peft
 import pytest
@@ -19,9 +20,6 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import drift_report
 
 RECORD = json.loads(drift_report.RECORD.read_text(encoding="utf-8"))
 WORKFLOW = COURSE_ROOT / ".github" / "workflows" / "drift.yml"

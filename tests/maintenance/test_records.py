@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import run_lessons
+import teaching
 
 from course_utils import compare
 from course_utils.compare import results as compare_results
 from course_utils.compare.results import Sources, jobs, model_fingerprint
 from course_utils.compare.runner import at_rate, require_valid
-from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import run_lessons
-import teaching
+from course_utils.paths import DATA, POCKET_MODEL
 
 RESULTS = DATA / "results"
 RECORD = RESULTS / "comparison"

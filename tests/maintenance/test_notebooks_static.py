@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import publish_as
 import pytest
 from nbformat import NotebookNode
 
 from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import publish_as
 
 LESSONS = sorted((COURSE_ROOT / "notebooks").glob("*.ipynb"))
 DEEPER = sorted((COURSE_ROOT / "notebooks" / "deeper").glob("*.ipynb"))
