@@ -16,7 +16,7 @@ INSTALL = "pip install -r requirements.txt -c constraints.txt"
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what this machine can run; return 1 if something has to be mended first."""
+    """Print what this machine can run; return 1 if something has to be fixed first."""
     try:
         from course_utils import doctor
     except ImportError as error:  # `packaging`, which reads versions, comes with the libraries

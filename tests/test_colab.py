@@ -31,7 +31,7 @@ except metadata.PackageNotFoundError:
     pytest.skip("this environment has no pip: python -m ensurepip", allow_module_level=True)
 
 FREEZE = COURSE_ROOT / "tests" / "colab_freeze.txt"
-# A kernel as Colab's, beside the libraries of this environment.
+# A kernel as Colab's, next to the libraries of this environment.
 KERNEL = ("ipywidgets==7.7.1", "ipython==7.34.0", "ipykernel==6.17.1")
 NEEDED_BY_THEM = ("ipython-genutils", "decorator", "backcall", "pickleshare")
 NO_NETWORK = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")

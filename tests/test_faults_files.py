@@ -245,7 +245,7 @@ def test_a_full_disk_keeps_what_was_there(way: str, tmp_path: Path) -> None:
     said, kept = script(full_disk(folder, way), WRITE, folder).splitlines()
     assert said.startswith("True [Errno ") and NO_SPACE[way] in said
     assert "old.json' cannot be written" in said and "Free some space" in said
-    assert kept == "old ['old.json']", "the old file, and nothing half written beside it"
+    assert kept == "old ['old.json']", "the old file, and nothing half written next to it"
 
 
 MAKE = """

@@ -66,7 +66,7 @@ def test_each_cell_of_a_lesson_twice(lesson: str) -> None:
     ],
 )
 def test_a_lesson_once_more(lesson: str, time: int) -> None:
-    """In a kernel of its own, beside what the time before has left: Restart and Run All."""
+    """In a kernel of its own, with what the time before has left: Restart and Run All."""
     (path,) = run_lessons.lessons(lesson)
     run_lessons.execute(path)
 
