@@ -26,6 +26,9 @@ PARTS = ("course_utils", "preflight", "data", "notebooks", "requirements.txt", "
 LEFT_OUT = ("__pycache__", "runs", "capacity", ".making")
 # What PEFT says of a model that has an adapter already, and gets a second one.
 SECOND_ADAPTER = ("second time", "multiple adapters")
+# The weekly run repeats more (make test-long MANY=1); two kills show what twenty do.
+MANY = bool(os.environ.get("MANY"))
+KILLS = 20 if MANY else 2
 PATIENCE = 300  # seconds; the longest that a cell may take
 
 

@@ -49,6 +49,7 @@ def lesson_kernel(tmp_path) -> Iterator[Kernel]:
         yield one
 
 
+@pytest.mark.long
 def test_interrupted_and_run_again_lesson_00_goes_on(lesson_kernel: Kernel) -> None:
     """Ctrl-C in the training, the same cell again, then the rest; and back to the base model."""
     cells = code_cells("00")
