@@ -1,10 +1,12 @@
 # Each target builds .venv first, once; an edited requirements file builds it again.
 
-# The first of these that is new enough; python3 is often an old one beside a newer python3.12.
+# The first of these that is new enough; python3 is often an old one next to a newer python3.12.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done || echo python3)
 NB ?=
+# MANY=1: test-long kills 20 times instead of twice, and more of the like.
+MANY ?=
 # How often test-long runs each lesson anew; empty, it does not.
 REPEAT ?=
 # How many test files run at a time.
@@ -26,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lab lint book bench bench-gpu data data-model data-report slides workshop
+.PHONY: help run test maintenance test-long lab lint book bench bench-gpu data data-model data-report slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,12 +39,16 @@ run: $(READY)  ## Execute every lesson and write its page under build/ (NB=01 fo
 # Two files at a time, each on a core of its own; the notebooks first, since they take longest.
 test: $(TEST_READY) lint  ## Run every test, the notebooks among them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --ignore=notebooks/deeper \
+		--ignore=tests/maintenance \
 		--nbval-lax --nbval-current-env --every-notebook -n $(JOBS) --dist loadfile \
 		--no-loadscope-reorder
 
-# By groups, so that no lesson runs beside itself.
-test-long: $(TEST_READY)  ## Run notebooks/deeper and the repetitions: 20 kills of each kind (REPEAT=10 for lessons)
-	@REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
+maintenance: $(TEST_READY) lint  ## Check what pages, notebooks, records and workflows say of each other
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/maintenance -n $(JOBS)
+
+# By groups, so that no lesson runs twice at a time.
+test-long: $(TEST_READY)  ## Run notebooks/deeper, the pages, kills and repetitions (MANY=1: 20 kills of each kind)
+	@MANY=$(MANY) REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
 		--dist loadgroup $(if $(NB),-k lesson_$(NB))
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks/deeper --nbval-lax --nbval-current-env \
 		$(if $(NB),-k $(NB)_,--every-notebook) -n $(JOBS) --dist loadfile
@@ -58,13 +64,13 @@ book: $(BOOK_READY)  ## Build the pages under build/book
 	@$(BIN)/python book/build.py
 
 bench: $(READY)  ## Measure the speed of the parts, then compare the methods (half an hour; it goes on when stopped)
-	@OMP_NUM_THREADS=1 $(BIN)/python scripts/bench.py
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench.py
 	@$(BIN)/python -m course_utils compare --output build/comparison
 
 bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results in build/gpu
-	-@$(BIN)/python scripts/gpu_memory.py headline
-	@$(BIN)/python scripts/gpu_memory.py compare
-	@$(BIN)/python scripts/gpu_speed.py
+	-@$(BIN)/python benchmarks/gpu_memory.py headline
+	@$(BIN)/python benchmarks/gpu_memory.py compare
+	@$(BIN)/python benchmarks/gpu_speed.py
 
 data: $(READY)  ## Write the datasets again, byte for byte
 	@$(BIN)/python data/build/make_datasets.py
@@ -81,6 +87,9 @@ slides: $(READY)  ## Write the lessons as slides under build/slides (NB=04 for o
 
 workshop: $(READY)  ## Prepare build/workshop for a room without a network (TARGET=windows:3.12 for others)
 	@$(BIN)/python scripts/workshop.py $(addprefix --target ,$(TARGET))
+
+publish-as:  ## Name another repository or tag everywhere (REPOSITORY=owner/name TAG=v0.2.0)
+	@$(PYTHON) scripts/publish_as.py --repository="$(REPOSITORY)" --tag="$(TAG)"
 
 $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -36,8 +36,6 @@ nitpicky = True
 # The libraries' own objects are documented elsewhere, and a build without a network cannot look.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!(course_utils|preflight)\.).*"),
-    # What an explorer's function returns is shown, not called: it has no page.
-    (r"py:class", r"(course_utils\.widgets|preflight\.explorers)\.\w+\.\w+(Explorer|Planner)"),
 ]
 # Links to other sites are checked once a week, by `python book/build.py --links`.
 linkcheck_timeout = 20

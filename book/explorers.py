@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 from html import escape
 from typing import Any
 
@@ -12,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from course_utils import models, widgets
-from course_utils.widgets.explorer import Explorer
+from course_utils.widgets import Explorer
+from preflight import explorers
 
+MODULES = {"widgets": widgets, "explorers": explorers}
 NOTE = (
     "A page has no kernel, so this is what the explorer shows at first. Open the lesson in "
     "JupyterLab, Colab or Binder to move its controls."
@@ -28,33 +32,34 @@ def still(call: str) -> str:
     """
     tree = ast.parse(call, mode="eval")
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    if not names <= {"widgets", *NAMES}:
+    if not names <= {*MODULES, *NAMES}:
         return _framed(f"<p>{escape(NOTE)}</p>")
-    scope = {name: NAMES[name]() for name in names - {"widgets"}}
-    explorer = eval(compile(tree, "<lesson>", "eval"), {"widgets": widgets, **scope})
+    scope = MODULES | {name: NAMES[name]() for name in names & {*NAMES}}
+    with contextlib.redirect_stdout(io.StringIO()):  # without a kernel, what is shown is printed
+        explorer = eval(compile(tree, "<lesson>", "eval"), scope)
     return shown(explorer)
 
 
 def shown(explorer: Explorer) -> str:
-    """Return an explorer's controls, numbers, picture and code as HTML.
+    """Return an explorer's controls and what it shows as HTML.
 
     Raises:
         RuntimeError: if the explorer shows an error instead.
     """
-    if not explorer.picture.value:
+    html = explorer.result.data if explorer.result else ""
+    if "<img" not in html:
         raise RuntimeError(
-            f"{explorer!r} shows {explorer.status.value!r} and no picture. A page needs one: run "
-            "its cell in JupyterLab to see why."
+            f"The {explorer.title} shows {html!r} and no picture. A page needs one: run its cell "
+            "in JupyterLab to see why."
         )
     rows = "".join(
         f"<tr><th>{escape(control.description)}</th><td>{escape(_value(control))}</td></tr>"
         for control in explorer.controls.values()
         if not control.disabled
     )
-    parts = (explorer.numbers, explorer.picture, explorer.source)
     return _framed(
         f"<p>{escape(NOTE)}</p><table><thead><tr><th>control</th><th>set to</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table>" + "".join(part.value for part in parts)
+        f"<tbody>{rows}</tbody></table>{html}"
     )
 
 

@@ -34,7 +34,7 @@ LONGEST_ALT = 400  # characters; a screen reader cannot skip within it
 
 def lessons(folder: Path = ROOT / "notebooks") -> list[Path]:
     """Return the committed lessons in order."""
-    return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    return sorted(folder.glob("[0-9][0-9]*_*.ipynb"))
 
 
 def adapt(path: Path, explorer: Callable[[str], str]) -> NotebookNode:
@@ -95,11 +95,12 @@ def local_links(source: str, path: Path) -> str:
 
 def explorer_call(cell: NotebookNode) -> str:
     """Return the source of a cell that ends in an explorer without an output, else nothing."""
-    if cell.outputs or "widgets." not in cell.source:
+    if cell.outputs or not re.search(r"(explorer|planner)\(", cell.source):
         return ""
     last = ast.parse(cell.source).body[-1]
     shows = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call)
-    if shows and re.fullmatch(r"widgets\.\w+_(explorer|planner)", ast.unparse(last.value.func)):
+    made = r"(widgets|explorers)\.\w+_(explorer|planner)"
+    if shows and re.fullmatch(made, ast.unparse(last.value.func)):
         return ast.unparse(last.value)
     return ""
 

@@ -1,4 +1,7 @@
-"""The course's commands, ``python -m course_utils COMMAND``: doctor, check, memory and others."""
+"""The course's commands, ``python -m course_utils COMMAND``: doctor, check, memory and others.
+
+Used by lessons: none.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ INSTALL = "pip install -r requirements.txt -c constraints.txt"
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what this machine can run; return 1 if something has to be mended first."""
+    """Print what this machine can run; return 1 if something has to be fixed first."""
     try:
         from course_utils import doctor
     except ImportError as error:  # `packaging`, which reads versions, comes with the libraries

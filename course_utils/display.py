@@ -1,11 +1,14 @@
-"""Small tables and marked tokens, as text and as HTML in which everything is escaped."""
+"""Small tables, calls and marked tokens, as text and as HTML in which everything is escaped.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +33,23 @@ def text_table(rows: Iterable[Sequence[object]], headers: Sequence[str]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
     padded = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
     return "\n".join(line.rstrip() for line in padded)
+
+
+def code_html(text: str) -> str:
+    """Return code as HTML to copy."""
+    return f'<pre tabindex="0" style="padding:6px;border:1px solid #999">{escape(text)}</pre>'
+
+
+def call_text(function: str, arguments: Mapping[str, Any]) -> str:
+    """Return the Python text of a call, an argument a line."""
+    lines = "".join(f"    {key}={_literal(value)},\n" for key, value in arguments.items())
+    return f"{function}(\n{lines})"
+
+
+def _literal(value: Any) -> str:
+    """Return a value as Python text, with double quotes where it has none inside."""
+    text = repr(value)
+    return text if '"' in text else text.replace("'", '"')
 
 
 class Result:
@@ -60,6 +80,31 @@ class Result:
 
     def _repr_html_(self) -> str:
         return html_table(self.rows(), self.headers(), self.summary())
+
+
+class CallResult(Result):
+    """What the arguments of a library's function do: a table, and below it the call to copy."""
+
+    function: ClassVar[str]
+    arguments: Mapping[str, Any]
+
+    def headers(self) -> Sequence[str]:
+        return ("", "value")
+
+    @property
+    def code(self) -> str:
+        """The call as Python text."""
+        return call_text(self.function, self.arguments)
+
+    def table(self) -> str:
+        """Return the numbers as an HTML table, without the call."""
+        return html_table(self.rows(), self.headers())
+
+    def __str__(self) -> str:
+        return f"{text_table(self.rows(), self.headers())}\n\n{self.code}"
+
+    def _repr_html_(self) -> str:
+        return self.table() + code_html(self.code)
 
 
 @dataclass(frozen=True)

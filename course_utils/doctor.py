@@ -1,4 +1,7 @@
-"""The doctor: is this machine ready for the lessons? One line a check, with the fix."""
+"""The doctor: is this machine ready for the lessons? One line a check, with the fix.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 
@@ -145,9 +148,9 @@ def _gpus(machine: Machine) -> Iterator[Check]:
 
 
 def _four_bit(machine: Machine) -> Iterator[Check]:
-    if "mend_bitsandbytes" in machine.four_bit:
+    if "fix_bitsandbytes" in machine.four_bit:
         detail = "bitsandbytes trains 4-bit models wrongly on this CPU once they were evaluated"
-        fix = "call hardware.mend_bitsandbytes() before loading one, as the lessons do"
+        fix = "call hardware.fix_bitsandbytes() before loading one, as the lessons do"
         yield Check("4-bit", "WARN", detail, fix)
     elif machine.four_bit.startswith("not available"):
         fix = f"{INSTALL}, if bitsandbytes is missing; else leave out what trains in 4 bits"

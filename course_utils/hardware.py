@@ -1,10 +1,14 @@
-"""What this machine can run, and why. Works where torch is missing or broken: that is then said."""
+"""What this machine can run, and why. Works where torch is missing or broken: that is then said.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+import warnings
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -198,17 +202,19 @@ def recommend(machine: Machine) -> Advice:
     )
 
 
-def mend_bitsandbytes(model: Any = None) -> str:
-    """Keep bitsandbytes from training wrongly on some CPUs; return what was done, in a sentence.
+def fix_bitsandbytes(model: Any = None) -> str:
+    """Keep bitsandbytes from training wrongly on some CPUs; return what was found, in a sentence.
 
     On CPUs with avx512_bf16, bitsandbytes 0.50 repacks 4-bit weights at the first forward in eval
-    mode, and gradients, merges and saved files are wrong from then on, without a word. Call this
-    before a model is loaded in 4 bits; a model that is loaded already, and has not been evaluated,
-    can be passed. It does nothing on other machines, and nothing the second time.
+    mode, and gradients, merges and saved files are silently wrong from then on. Whether it does so
+    here is tried on a small layer, before and after. Call this before a model is loaded in 4 bits;
+    a model that is loaded already, and has not been evaluated, can be passed. Where nothing is
+    wrong, it changes nothing.
 
     Raises:
         ImportError: if bitsandbytes is not installed.
-        RuntimeError: if the model passed was evaluated before: its scales are rounded already.
+        RuntimeError: if the model passed was evaluated before: its scales are rounded already. Or
+            if this version of bitsandbytes has the fault and cannot be fixed from here.
     """
     import bitsandbytes.nn.modules as layers
 
@@ -219,18 +225,45 @@ def mend_bitsandbytes(model: Any = None) -> str:
         if any(hasattr(state, "original_qshape") for state in states):
             raise RuntimeError(
                 "This model was evaluated, and bitsandbytes repacked its 4-bit weights, which "
-                "cannot be undone exactly. A model can be mended before its first evaluation. Call "
-                "mend_bitsandbytes(), then load the model again."
+                "cannot be undone exactly. A model can be fixed before its first evaluation. Call "
+                "fix_bitsandbytes(), then load the model again."
             )
         for module in found:
             module.support_avx512bf16_for_cpu = False
-    check = getattr(layers, "has_avx512bf16", None)
-    if check is None or not check():
-        return "Nothing to mend: bitsandbytes does not repack 4-bit weights on this machine."
-    layers.has_avx512bf16 = lambda: False
-    return (
-        "Mended: bitsandbytes will not repack 4-bit weights, so evaluation leaves training right."
-    )
+    if not _evaluation_changes_gradients():
+        return "Not needed: a 4-bit layer trains the same after an evaluation on this machine."
+    if hasattr(layers, "has_avx512bf16"):
+        layers.has_avx512bf16 = lambda: False
+    if _evaluation_changes_gradients():
+        raise RuntimeError(
+            "On this CPU an evaluation changes the gradients of bitsandbytes' 4-bit layers, and "
+            "the fix that the course knows does not help with bitsandbytes "
+            f"{_installed('bitsandbytes')}. Training in 4 bits is right on a GPU, on another CPU, "
+            "or with the version in constraints.txt. Use one of these."
+        )
+    return "Fixed: bitsandbytes will not repack 4-bit weights, so evaluation leaves training right."
+
+
+def _evaluation_changes_gradients() -> bool:
+    """Return whether a small 4-bit layer on the CPU has other gradients after an evaluation."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    inputs = torch.linspace(-1, 1, 128).reshape(2, 64)
+
+    def gradient() -> torch.Tensor:
+        tracked = inputs.clone().requires_grad_()
+        with warnings.catch_warnings():  # torch warns of an operator without a backward
+            warnings.simplefilter("ignore")
+            layer.train()(tracked).square().sum().backward()
+        return torch.zeros_like(inputs) if tracked.grad is None else tracked.grad
+
+    with torch.random.fork_rng(devices=[]):  # what is random in a lesson stays as it was
+        layer = Linear4bit(64, 64, bias=False, quant_type="nf4").to("cpu")
+    before = gradient()
+    with torch.no_grad():
+        layer.eval()(inputs)
+    return not torch.allclose(before, gradient(), rtol=1e-3, atol=1e-6)
 
 
 def _cuda(torch: Any, shared: dict[str, Any]) -> Machine:
@@ -257,7 +290,7 @@ def _four_bit_on_cpu() -> str:
     if not _installed("bitsandbytes"):
         return "not available: bitsandbytes is missing"
     if "avx512_bf16" in _cpu_flags():
-        return "bitsandbytes on the CPU, after mend_bitsandbytes()"
+        return "bitsandbytes on the CPU, after fix_bitsandbytes()"
     return "bitsandbytes on the CPU"
 
 

@@ -1,4 +1,7 @@
-"""A model behind transformers' own server, which does not outlive the one who started it."""
+"""A model behind transformers' own server, which does not outlive the one who started it.
+
+Used by lessons: 09.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,17 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 HOST = "127.0.0.1"  # this machine alone
 KEY = "COURSE_SERVER_KEY"  # a variable, since every user of a machine can read command lines
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past any proxy
 
 
 class Served(NamedTuple):
@@ -35,13 +41,15 @@ def serve(
 
     The address is such as "http://127.0.0.1:8123/v1"; a request's `model` is `folder` as given
     here. The command itself has no key, and other users of this machine reach the address, too;
-    here each request but /health has to bring the key, which is another one each time. `options`
-    are more options of the command line. The server is offline, and stopped when the block ends, by
-    an error too; if this process is killed, the server ends by itself.
+    here each request but /health has to bring the key, which is another one each time. Before the
+    address is handed out, the server is asked for its models without a key, and stopped unless it
+    refuses. `options` are more options of the command line. The server is offline, and stopped when
+    the block ends, by an error too; if this process is killed, the server ends by itself.
 
     Raises:
         FileNotFoundError: if the folder holds no model.
-        RuntimeError: if the server ends, or does not answer within `timeout` seconds.
+        RuntimeError: if the server ends, does not answer within `timeout` seconds, or answers
+            without a key.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(
@@ -63,6 +71,7 @@ def serve(
         )
         try:
             _wait(process, f"http://{HOST}:{port}/health", timeout, log)
+            require_refusal(f"http://{HOST}:{port}/v1/models")
             yield Served(f"http://{HOST}:{port}/v1", key)
         finally:
             _stop(process)
@@ -77,11 +86,10 @@ def free_port() -> int:
 
 def _wait(process: subprocess.Popen, address: str, timeout: float, log: IO[bytes]) -> None:
     """Return when the server answers."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with direct.open(address, timeout=5):
+            with _DIRECT.open(address, timeout=5):
                 return
         except OSError:
             time.sleep(0.2)
@@ -91,6 +99,30 @@ def _wait(process: subprocess.Popen, address: str, timeout: float, log: IO[bytes
     raise RuntimeError(
         f"The server {what} (allowed: {timeout:g} s). Look at what it printed last, and try "
         f"`transformers serve FOLDER` in a terminal:\n{last}"
+    )
+
+
+def require_refusal(address: str) -> None:
+    """Ask a server without a key; return if it refuses.
+
+    Where the key is checked is a matter of how transformers starts its server, so it is tried.
+
+    Raises:
+        RuntimeError: if the server answers in any other way, or not at all.
+    """
+    try:
+        with _DIRECT.open(address, timeout=30) as answer:
+            what = f"answered ({answer.status})"
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            return
+        what = f"answered ({error.code})"
+    except OSError as error:
+        what = f"failed ({error})"
+    raise RuntimeError(
+        f"The server {what} to a request without a key, which it has to refuse (401). It was "
+        "stopped, since others on this machine could use it. Install the versions of "
+        "constraints.txt: pip install -r requirements.txt -c constraints.txt"
     )
 
 

@@ -2,4 +2,6 @@
 
 ``from preflight import dataset_check, lora_targets, memory_plan, training_check``; in a terminal,
 ``python -m preflight`` with ``check``, ``modules`` or ``memory``.
+
+Used by lessons: none.
 """

@@ -1,4 +1,7 @@
-"""What to ask before a GPU is rented, ``python -m preflight COMMAND``: check, memory, modules."""
+"""What to ask before a GPU is rented, ``python -m preflight COMMAND``: check, memory, modules.
+
+Used by lessons: none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The commands of the preflight: check, memory, modules; what each prints and returns."""
+"""The commands of the preflight: check, memory, modules; what each prints and returns.
+
+Used by lessons: none.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def check(options: argparse.Namespace) -> int:
         max_length=options.max_length,
         eval_dataset=options.eval,
     )
-    print(json.dumps(report.to_dict(), indent=2) if options.json else report.to_text())
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report)
     return 0 if report.ok else 1
 
 

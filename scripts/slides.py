@@ -3,9 +3,9 @@
 python scripts/slides.py          every lesson
 python scripts/slides.py 04       the lesson of that number
 
-No cell carries a mark for slides. A slide begins at each heading; a text, a code cell and what it
-gave are shown one after the other, and go on below where a slide is full. The cell for Colab and
-the solutions of exercises are left out.
+`jupyter nbconvert --to slides` with a template, slides_template/. No cell carries a mark for
+slides: one begins at each heading and goes on below where it is full. The cell for Colab and the
+solutions of exercises are left out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import argparse
 import re
 import sys
 import tempfile
-import textwrap
-import zipfile
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -27,22 +25,21 @@ import run_lessons
 from nbconvert import SlidesExporter
 from nbconvert.preprocessors import Preprocessor
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell
+from nbformat.v4 import new_markdown_cell
 
 OUTPUT = run_lessons.ROOT / "build" / "slides"
 TEMPLATES = Path(__file__).resolve().parent
-# What a page of slides loads, and the package whose wheel holds it. Of the package itself nothing
-# is installed.
+# What a page of slides loads lies next to it: the package that has it, and where in there.
 ASSETS = {
-    "reveal": ("sphinx-revealjs==3.2.1", "sphinx_revealjs/_static/revealjs/"),
-    "mathjax": ("jupyter-server-mathjax==0.2.6", "jupyter_server_mathjax/static/"),
+    "reveal": ("sphinx-revealjs==3.2.1", "sphinx_revealjs/_static/revealjs"),
+    "mathjax": ("jupyter-server-mathjax==0.2.6", "jupyter_server_mathjax/static"),
 }
 MATHJAX = "mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe"
-WIDTH, HEIGHT = 1280, 720
-# Of the page, in pixels: what a slide holds, and about what a line of each kind takes.
-CAPACITY, TEXT, HEADING, CODE, ROW, PICTURE = 650, 35, 75, 21, 34, 440
-COLUMNS = 100  # letters in a line of text
-SOLUTION = "<summary>Solution</summary>"
+WIDTH, HEIGHT = 1280, 720  # pixels
+LINES, COLUMNS = 26, 95  # of a slide, about; the template makes smaller what takes more
+PICTURE, ROW = 17, 1.5  # lines
+HEADING = re.compile(r"^(?=##+ )", flags=re.M)
+BADGE = re.compile(r"\[!\[[^]]*\]\(https?:[^)]*\)\]\([^)]*\)")  # its picture lies on the network
 
 
 class BySections(Preprocessor):
@@ -51,94 +48,50 @@ class BySections(Preprocessor):
     def preprocess(
         self, notebook: NotebookNode, resources: dict[str, Any]
     ) -> tuple[NotebookNode, dict[str, Any]]:
-        """Return the notebook, its cells in pieces with a `slide_type` each, and the resources."""
-        cells, used = [], 0
-        for piece in pieces(notebook):
-            room = height(piece)
-            level = re.match(r"(#+) ", piece.source) if piece.cell_type == "markdown" else None
-            if level and len(level[1]) <= 2:
-                kind, used = "slide", room
-            elif level or used + room > CAPACITY:
+        """Return the notebook, its cells with a `slide_type` each, and the resources."""
+        notebook.cells, used = list(shown(notebook)), 0.0
+        for cell in notebook.cells:
+            text, room = cell.cell_type == "markdown", lines(cell)
+            if text and cell.source.startswith("#"):
+                kind, used = "subslide" if cell.source.startswith("###") else "slide", room
+            elif used + room > LINES:
                 kind, used = "subslide", room
             else:
-                kind, used = "-" if piece.cell_type == "markdown" else "fragment", used + room
-            piece.metadata["slideshow"] = {"slide_type": kind}
-            cells.append(piece)
-        notebook.cells = cells
+                kind, used = "-" if text else "fragment", used + room
+            cell.metadata["slideshow"] = {"slide_type": kind}
         return notebook, resources
 
 
-def pieces(notebook: NotebookNode) -> Iterator[NotebookNode]:
-    """Yield what is shown: paragraphs, code, and what the code gave, each as a cell."""
+def shown(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    """Yield the cells that are shown; of a text each part that has a heading is one."""
     for cell in notebook.cells:
-        if "google.colab" in cell.source or SOLUTION in cell.source:
+        if "google.colab" in cell.source or "<summary>Solution</summary>" in cell.source:
             continue
         if cell.cell_type == "markdown":
-            for text in by_headings(for_slides(cell.source)):
-                fits = height(new_markdown_cell(text)) <= CAPACITY
-                yield from map(new_markdown_cell, [text] if fits else paragraphs(text))
-        elif cell.cell_type == "code":
-            yield new_code_cell(cell.source)
-            if cell.outputs:
-                given = new_code_cell(outputs=cell.outputs)
-                given.metadata["transient"] = {"remove_source": True}  # read by the templates
-                yield given
-
-
-def by_headings(text: str) -> list[str]:
-    """Return the parts of a text, each but the first with the heading that it begins with."""
-    parts = [""]
-    fenced = False
-    for line in text.splitlines(keepends=True):
-        fenced ^= line.startswith("```")
-        if not fenced and re.match(r"#+ ", line):
-            parts.append("")
-        parts[-1] += line
-    return [part.strip() for part in parts if part.strip()]
-
-
-def paragraphs(text: str) -> list[str]:
-    """Return the paragraphs of a text; a heading stays with the one below, fenced code whole."""
-    parts: list[str] = []
-    fenced = False
-    for part in text.split("\n\n"):
-        if parts and (fenced or re.match(r"#+ .*$", parts[-1])):
-            parts[-1] += f"\n\n{part}"
+            parts = HEADING.split(for_slides(cell.source))
+            yield from (new_markdown_cell(part.strip()) for part in parts if part.strip())
         else:
-            parts.append(part)
-        fenced ^= part.count("```") % 2 == 1
-    return parts
+            yield cell
 
 
 def for_slides(text: str) -> str:
-    """Return a text whose links lead to other slides or out; others become plain text.
-
-    The badge goes: its picture lies on the network.
-    """
-    text = re.sub(r"\[!\[[^]]*\]\(https?:[^)]*\)\]\([^)]*\)", "", text)
-    text = re.sub(r"\]\((\d\d_\w+)\.ipynb[^)]*\)", r"](\1.html)", text)
-    return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:|#|\d\d_\w+\.html)[^)]*\)", r"\1", text)
+    """Return a text whose links lead to other slides or out; others become plain text."""
+    text = re.sub(r"\]\((\d\d\w+)\.ipynb[^)]*\)", r"](\1.html)", BADGE.sub("", text))
+    return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:|#|\d\d\w+\.html)[^)]*\)", r"\1", text)
 
 
-def height(cell: NotebookNode) -> int:
-    """Return about how many pixels a cell takes on a slide."""
-    if cell.cell_type == "markdown":
-        found = 0
-        for line in cell.source.splitlines():
-            wrapped = len(textwrap.wrap(line, COLUMNS))
-            found += HEADING if line.startswith("#") else TEXT * wrapped if wrapped else TEXT // 2
-        return found
-    code = CODE * (cell.source.count("\n") + 2) if cell.source else 0
-    return code + sum(map(_output_height, cell.outputs))
-
-
-def _output_height(output: NotebookNode) -> int:
-    data = output.get("data", {})
-    if any(kind.startswith("image/") for kind in data):
-        return PICTURE
-    if "text/html" in data:
-        return ROW * max(2, data["text/html"].count("<tr"))
-    return CODE * ((output.get("text") or data.get("text/plain", "")).count("\n") + 2)
+def lines(cell: NotebookNode) -> float:
+    """Return about how many lines a cell takes on a slide."""
+    found = sum(1 + len(line) // COLUMNS for line in cell.source.splitlines())
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if any(kind.startswith("image/") for kind in data):
+            found += PICTURE
+        elif "text/html" in data:
+            found += ROW * data["text/html"].count("<tr")
+        else:
+            found += (output.get("text") or data.get("text/plain", "")).count("\n") + 1
+    return found
 
 
 def fetch(folder: Path) -> None:
@@ -148,15 +101,10 @@ def fetch(folder: Path) -> None:
         RuntimeError: if it has to be downloaded and cannot be.
     """
     for name, (package, inside) in ASSETS.items():
-        target = folder / name
-        if target.is_dir():
-            continue
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            packages.pip(["download", "--quiet", "--no-deps", "--dest", work, package])
-            (archive,) = Path(work).glob("*.whl")
-            with zipfile.ZipFile(archive) as wheel:
-                wheel.extractall(work, [n for n in wheel.namelist() if n.startswith(inside)])
-            (Path(work) / inside).rename(target)
+        if not (folder / name).is_dir():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                packages.pip(["install", "--quiet", "--no-deps", "--target", work, package])
+                (Path(work) / inside).rename(folder / name)
 
 
 def write(lesson: Path, folder: Path) -> int:

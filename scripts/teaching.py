@@ -1,23 +1,20 @@
 """Write the minutes of each section into the teacher's page, book/teaching.md, from the lessons.
 
-    python scripts/teaching.py            write them
-    python scripts/teaching.py --check    say whether they are those of the lessons as they are now
+    python scripts/teaching.py
 
 No minute is guessed: RULE says what a word, a line of code, a picture and an exercise take. What
-stands between the markers of the page is written here; the rest is written by hand.
+stands between the markers of the page is written here; the rest is written by hand. (What thirty
+learners take of one machine is written by benchmarks/measure_room.py.)
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import measure_room
 import nbformat
 import run_lessons
 import slides
@@ -33,7 +30,6 @@ RULE = (
     f"table {SHOWN} seconds, an exercise {EXERCISE} minutes; a section is rounded up to whole "
     "minutes. The time in which all cells of a lesson run is that of the README."
 )
-CLASS, CORES = 30, 16  # learners, and the cores of the machine that they share
 # What to teach in so many minutes: sections by lesson and beginning of the title; * is all of it.
 # Exercises are left to the learners' own time unless a plan names them.
 PLANS: dict[int, list[tuple[str, Sequence[str]]]] = {
@@ -61,27 +57,19 @@ PLANS: dict[int, list[tuple[str, Sequence[str]]]] = {
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of a lesson: its title and how long it takes to teach, in minutes."""
-
-    title: str
-    minutes: int
-
-
-@dataclass(frozen=True)
 class Lesson:
-    """A lesson as it is taught; `run` is the time in which its cells run, in minutes."""
+    """A lesson as it is taught: the minutes of each section by its title, and of its cells' run."""
 
     number: str
     title: str
     goal: str
-    sections: tuple[Section, ...]
+    sections: dict[str, int]
     run: int
 
     @property
     def minutes(self) -> int:
         """The time of the whole lesson, its exercises and the waiting for cells included."""
-        return sum(section.minutes for section in self.sections) + self.run
+        return sum(self.sections.values()) + self.run
 
 
 def seconds(cell: NotebookNode) -> float:
@@ -97,18 +85,19 @@ def seconds(cell: NotebookNode) -> float:
     return CODE * (cell.source.count("\n") + 1) + SHOWN * pictures
 
 
-def sections(notebook: NotebookNode) -> tuple[Section, ...]:
-    """Return the sections of a lesson in order; its opening is the first."""
-    found = [["Opening", 0.0]]
+def sections(notebook: NotebookNode) -> dict[str, int]:
+    """Return the minutes of a lesson's sections in order; its opening is the first."""
+    title = "Opening"
+    found = {title: 0.0}
     for cell in notebook.cells:
         if cell.cell_type != "markdown":
-            found[-1][1] += seconds(cell)
+            found[title] += seconds(cell)
             continue
-        for part in slides.by_headings(cell.source):
+        for part in slides.HEADING.split(cell.source):
             if head := re.match(r"## (.+)", part):
-                found.append([head[1].strip(), 0.0])
-            found[-1][1] += seconds(new_markdown_cell(part))
-    return tuple(Section(title, max(1, math.ceil(s / 60))) for title, s in found)
+                title = head[1].strip()
+            found[title] = found.get(title, 0.0) + seconds(new_markdown_cell(part))
+    return {title: max(1, math.ceil(taken / 60)) for title, taken in found.items()}
 
 
 def run_minutes(number: str) -> int:
@@ -135,28 +124,28 @@ def read() -> dict[str, Lesson]:
         title = opening.splitlines()[0].removeprefix("# ").partition(" · ")[2]
         goal = re.search(r"\*\*You will learn\*\*:? (.+?)(?:\n\n|\Z)", opening, flags=re.S)[1]
         goal = re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", " ".join(goal.split()))
-        number = path.name[:2]
+        number = run_lessons.label(path)
         lessons[number] = Lesson(number, title, goal, sections(notebook), run_minutes(number))
     return lessons
 
 
-def chosen(lesson: Lesson, beginnings: Sequence[str]) -> list[Section]:
+def chosen(lesson: Lesson, beginnings: Sequence[str]) -> dict[str, int]:
     """Return the sections of a lesson that a plan names.
 
     Raises:
         ValueError: if a lesson has no such section.
     """
     if beginnings == ["*"]:
-        return list(lesson.sections)
-    found = []
+        return lesson.sections
+    found = {}
     for beginning in beginnings:
-        fitting = [s for s in lesson.sections if s.title.startswith(beginning)]
+        fitting = {t: m for t, m in lesson.sections.items() if t.startswith(beginning)}
         if len(fitting) != 1:
             raise ValueError(
                 f"A plan names the section {beginning!r} of lesson {lesson.number}, which has "
                 f"{len(fitting)} of that beginning. Correct PLANS in scripts/teaching.py."
             )
-        found += fitting
+        found |= fitting
     return found
 
 
@@ -164,15 +153,15 @@ def plan(minutes: int, lessons: dict[str, Lesson]) -> str:
     """Return the table of what is taught in so many minutes.
 
     Raises:
-        ValueError: if it takes longer than that.
+        ValueError: if it takes longer than that, or names a section that is not there.
     """
     rows, total = [], 0
     for number, beginnings in PLANS[minutes]:
         lesson = lessons[number]
         picked = chosen(lesson, beginnings)
-        taken = sum(section.minutes for section in picked) + lesson.run
+        taken = sum(picked.values()) + lesson.run
         total += taken
-        what = "all of it" if beginnings == ["*"] else "; ".join(s.title for s in picked)
+        what = "all of it" if beginnings == ["*"] else "; ".join(picked)
         rows.append(f"| {number} {lesson.title} | {what} | {taken} |")
     if total > minutes:
         raise ValueError(
@@ -196,53 +185,25 @@ def overview(lessons: dict[str, Lesson]) -> str:
 
 def details(lesson: Lesson) -> str:
     """Return the goal of a lesson and the minutes of its sections."""
-    rows = "\n".join(f"| {section.title} | {section.minutes} |" for section in lesson.sections)
+    rows = "\n".join(f"| {title} | {minutes} |" for title, minutes in lesson.sections.items())
     head = "| section | minutes |\n|---|---|\n"
     last = f"\n| all cells run | {lesson.run} |\n| **together** | **{lesson.minutes}** |"
     return f"**Goal**: {lesson.goal}\n\n{head}{rows}{last}"
 
 
-def room() -> str:
-    """Return what was measured of several learners on one machine, and what follows for thirty."""
-    data = json.loads(measure_room.OUTPUT.read_text(encoding="utf-8"))
-    head = (
-        "| lesson | learners at once | memory together | CPU seconds each | until all are done |\n"
-        "|---|---|---|---|---|\n"
-    )
-    rows = [
-        f"| {row['lesson'][:2]} | {row['learners']} | {row['room_peak'] / 2**30:.1f} GiB | "
-        f"{row['cpu_seconds']:.0f} | {row['wall_seconds']:.0f} s |"
-        for row in data["measured"]
-    ]
-    said = []
-    for number in dict.fromkeys(row["lesson"][:2] for row in data["measured"]):
-        one = measure_room.extrapolate(data, number, CLASS)
-        said.append(
-            f"- Lesson {number}: {one['shared_gib']:.2f} + {CLASS} × ({one['own_gib']:.2f} + "
-            f"{data['server_bytes'] / 2**30:.2f}) = **{one['memory_gib']:.0f} GiB**; {CLASS} × "
-            f"{one['cpu_seconds']:.0f} = {one['core_seconds']:.0f} CPU seconds, which is "
-            f"**{one['core_seconds'] / CORES / 60:.0f} minutes** on {CORES} cores."
-        )
-    costs = json.loads(run_lessons.COSTS.read_text(encoding="utf-8"))["lessons"]
-    heaviest = max(costs, key=lambda lesson: costs[lesson]["peak_mib"])
-    own, server = costs[heaviest]["peak_mib"] / 1024, data["server_bytes"] / 2**30
-    said.append(
-        f"- Lesson {heaviest[:2]}, which takes the most: {CLASS} × ({own:.2f} + {server:.2f}) = "
-        f"**{CLASS * (own + server):.0f} GiB**, by what one learner's kernel takes alone."
-    )
-    where = f"Measured on: {data['device']}; {data['system']}; one thread a learner."
-    return head + "\n".join(rows) + f"\n\n{where}\n\n" + "\n".join(said)
+def parts(lessons: dict[str, Lesson]) -> dict[str, str]:
+    """Return what is written into the page, by the names of its markers."""
+    found = {"rule": RULE, "overview": overview(lessons)}
+    found |= {f"plan-{minutes}": plan(minutes, lessons) for minutes in PLANS}
+    return found | {f"lesson-{number}": details(lesson) for number, lesson in lessons.items()}
 
 
-def filled(text: str, lessons: dict[str, Lesson]) -> str:
+def filled(text: str, parts: dict[str, str]) -> str:
     """Return the page with what stands between its markers written anew.
 
     Raises:
-        ValueError: if a lesson has no markers, or a marker names nothing.
+        ValueError: if the page lacks the markers of a part.
     """
-    parts = {"rule": RULE, "overview": overview(lessons), "room": room()}
-    parts |= {f"plan-{minutes}": plan(minutes, lessons) for minutes in PLANS}
-    parts |= {f"lesson-{number}": details(lesson) for number, lesson in lessons.items()}
     for name, part in parts.items():
         block = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", flags=re.S)
         if not block.search(text):
@@ -254,23 +215,21 @@ def filled(text: str, lessons: dict[str, Lesson]) -> str:
     return text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing")
-    options = parser.parse_args(arguments)
-    before = PAGE.read_text(encoding="utf-8")
+def write(parts: dict[str, str]) -> None:
+    """Write parts of the teacher's page anew.
+
+    Raises:
+        ValueError: if the page lacks the markers of a part.
+    """
+    write_whole(PAGE, filled(PAGE.read_text(encoding="utf-8"), parts))
+
+
+def main() -> int:
     try:
-        after = filled(before, read())
+        write(parts(read()))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    if options.check and before != after:
-        print("The lessons have changed. Run: python scripts/teaching.py", file=sys.stderr)
-        return 1
-    if not options.check:
-        write_whole(PAGE, after)
     return 0
 
 

@@ -130,7 +130,7 @@ def _(case: dict[str, Any], known: dict[str, Any]) -> str:
 
 @says("quantization")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
-    hardware.mend_bitsandbytes()
+    hardware.fix_bitsandbytes()
     if case.get("silent"):
         value(case["given"].replace("checked_arguments", "BitsAndBytesConfig"), known)
     config = value(case["given"], known)

@@ -16,11 +16,12 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import nbformat
+import publish_as
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -36,7 +37,7 @@ NEEDED = [
     for line in (BOOK / "requirements.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 ]
-LESSONS = sorted(path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LESSONS = sorted(path.stem for path in (COURSE_ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
 
 
 def there(name: str) -> bool:
@@ -47,9 +48,12 @@ def there(name: str) -> bool:
 
 
 MISSING = [requirement.name for requirement in NEEDED if not there(requirement.name)]
-built_here = pytest.mark.skipif(
-    bool(MISSING), reason=f"the pages need {', '.join(MISSING)}: run `make book` once"
-)
+
+
+def built_here(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that needs the site, which takes a minute to build."""
+    reason = f"the pages need {', '.join(MISSING)}: run `make book` once"
+    return pytest.mark.long(pytest.mark.skipif(bool(MISSING), reason=reason)(test))
 
 
 def module(name: str):
@@ -112,6 +116,7 @@ def test_outputs_are_those_of_the_committed_lessons(site: Path) -> None:
 @built_here
 def test_explorers_stand_as_pictures(site: Path) -> None:
     """A page has no kernel: where a lesson has an explorer, the page has what it shows at first."""
+    total = 0
     for stem in LESSONS:
         notebook = nbformat.read(COURSE_ROOT / "notebooks" / f"{stem}.ipynb", as_version=4)
         stage = module("stage")
@@ -119,8 +124,10 @@ def test_explorers_stand_as_pictures(site: Path) -> None:
         page = html(site, f"notebooks/{stem}.html")
         frames = page.select(".explorer")
         assert len(frames) == len(calls)
+        total += len(calls)
         assert all(frame.select("img[alt]") for frame in frames), stem
         assert "without a running kernel" not in page.get_text().lower()
+    assert total == 4, "lessons 02, 03, 04 and 06 have one each"
 
 
 @built_here
@@ -128,7 +135,7 @@ def test_lessons_can_be_launched(site: Path) -> None:
     """By the rocket, and by two links of text at the top."""
     for stem in LESSONS:
         links = [a["href"] for a in html(site, f"notebooks/{stem}.html").select("a[href]")]
-        ours = "finetuning-course/finetuning-course/blob/main/notebooks"
+        ours = f"{publish_as.current().repository}/blob/main/notebooks"
         colab = f"https://colab.research.google.com/github/{ours}/{stem}.ipynb"
         assert links.count(colab) >= 2
         binder = [link for link in links if link.startswith("https://mybinder.org/v2/gh/")]
@@ -213,13 +220,15 @@ def test_a_lesson_is_made_ready_for_a_page(tmp_path: Path) -> None:
         new_code_cell("plot()", outputs=[picture]),
         new_code_cell("print()", outputs=[new_output("stream", text="falls\nto 1\n")]),
         new_code_cell("widgets.some_explorer(1)"),
+        new_code_cell("explorers.some_planner(1)"),
     ]
     path = tmp_path / "99_lesson.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
-    text, plot, _, explorer = stage.adapt(path, "<p>{}</p>".format).cells
+    text, plot, _, explorer, planner = stage.adapt(path, "<p>{}</p>".format).cells
     assert text.source == "## The `loss`\n\nMove it."
     assert plot.metadata["mystnb"]["image"]["alt"] == "The loss: falls to 1"
     assert explorer.outputs[0]["data"] == {"text/html": "<p>widgets.some_explorer(1)</p>"}
+    assert planner.outputs[0]["data"] == {"text/html": "<p>explorers.some_planner(1)</p>"}
 
 
 @built_here

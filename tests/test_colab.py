@@ -31,14 +31,14 @@ except metadata.PackageNotFoundError:
     pytest.skip("this environment has no pip: python -m ensurepip", allow_module_level=True)
 
 FREEZE = COURSE_ROOT / "tests" / "colab_freeze.txt"
-# A kernel as Colab's, beside the libraries of this environment.
+# A kernel as Colab's, next to the libraries of this environment.
 KERNEL = ("ipywidgets==7.7.1", "ipython==7.34.0", "ipykernel==6.17.1")
 NEEDED_BY_THEM = ("ipython-genutils", "decorator", "backcall", "pickleshare")
 NO_NETWORK = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
 
 # Makes each explorer, moves its controls, and prints all that it then shows.
 EXPLORERS = """\
-import asyncio, re
+import re
 import ipywidgets, torch
 from course_utils import widgets
 from preflight import explorers
@@ -46,22 +46,19 @@ from course_utils.paths import POCKET_MODEL
 
 assert ipywidgets.__version__ == {version!r}, ipywidgets.__version__
 
-async def moved(explorer, **values):
+def moved(explorer, **values):
     display(explorer)
     for name, value in values.items():
         explorer.controls[name].value = value
-    await asyncio.sleep(0.5)  # changes that follow each other are drawn once
-    assert explorer.settings == explorer.settings | values
-    assert "#b00020" not in explorer.status.value, explorer.status.value
-    assert 'src="data:image/png' in explorer.picture.value
-    words = re.sub(r'src="[^"]*"', "", explorer.picture.value)
-    print(explorer, explorer.numbers.value, words, explorer.source.value, sep="\\n")
+    assert explorer.kwargs == explorer.kwargs | values
+    assert 'src="data:image/png' in explorer.result.data, explorer.result.data
+    print(explorer, re.sub(r'src="[^"]*"', "", explorer.result.data), sep="\\n")
 
-await moved(widgets.schedule_explorer(), lr_scheduler_type="linear", warmup_steps=0.2)
+moved(widgets.schedule_explorer(), lr_scheduler_type="linear", warmup_steps=0.2)
 weights = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
-await moved(widgets.quantization_explorer(weights), double_quant=True)
-await moved(explorers.lora_explorer(POCKET_MODEL, batch_size=1, length=64, device="cpu"), r=32)
-await moved(explorers.memory_planner("qwen3-0.6b"), length=256, method="lora")
+moved(widgets.quantization_explorer(weights), double_quant=True)
+moved(explorers.lora_explorer(POCKET_MODEL, batch_size=1, length=64, device="cpu"), r=32)
+moved(explorers.memory_planner("qwen3-0.6b"), length=256, method="lora")
 """
 
 
@@ -92,6 +89,7 @@ def freeze() -> dict[str, str]:
     return dict(row.split("==") for row in rows if row and not row.startswith("#"))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link, which Windows may forbid")
 def test_pip_finds_versions_that_go_with_what_colab_brings(tmp_path: Path) -> None:
     """One library that needs another torch, and the first cell of every lesson fails."""
@@ -141,6 +139,7 @@ def shown(environment: dict[str, str], version: str) -> list[str]:
     return "".join(o.text for o in outputs if o.get("name") == "stdout").splitlines()
 
 
+@pytest.mark.long
 def test_the_explorers_show_the_same_on_colabs_widgets(kernel: Path) -> None:
     """Colab has stayed at ipywidgets 7.7 and IPython 7.34; the course is written on newer ones."""
     import ipywidgets

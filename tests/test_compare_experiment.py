@@ -13,9 +13,10 @@ import pytest
 from huggingface_hub import constants
 
 from course_utils import compare, hardware
-from course_utils.compare import Experiment, build
-from course_utils.compare.inputs import environment, load_inputs, model_fingerprint
-from course_utils.compare.standard import _at_rates
+from course_utils.compare import Experiment
+from course_utils.compare.results import Sources, environment, model_fingerprint
+from course_utils.compare.runner import _at_rates, require_valid
+from course_utils.compare.worker import load_rows
 from course_utils.paths import POCKET_MODEL
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
@@ -111,11 +112,11 @@ def test_what_cannot_run_is_said_before_anything_runs(
 def test_all_that_is_wrong_is_said_at_once() -> None:
     wrong = [Experiment("a", training={"foo": 1}), Experiment("b", {"peft_type": "NOPE"})]
     with pytest.raises(ValueError, match=r"(?s)a: training.*b: peft"):
-        build.require_valid(wrong)
+        require_valid(wrong, Sources())
 
 
 def test_every_standard_method_is_valid() -> None:
-    build.require_valid(compare.standard())
+    require_valid(compare.standard(), Sources())
 
 
 def test_standard_names_its_methods_when_one_is_wrong() -> None:
@@ -158,22 +159,20 @@ def test_where_there_is_no_cuda_the_device_is_the_processor(
 
 
 def test_own_data_is_read_and_its_fingerprint_follows_its_rows(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{i}+1=", "completion": f" {i + 1}"} for i in range(4)]
+    lines = [json.dumps({"prompt": f"{i}+1=", "completion": f" {i + 1}"}) for i in range(4)]
     for name in ("train", "test"):
-        text = "\n".join(json.dumps(row) for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(text)
-    experiment = Experiment("mine", data=str(tmp_path))
-    inputs = load_inputs(experiment)
-    assert len(inputs.train) == 4 and inputs.validation is None and inputs.heldout == []
-    fewer = load_inputs(Experiment("mine", data=str(tmp_path), train_rows=2))
-    assert fewer.train["prompt"] == inputs.train["prompt"][:2]
-    assert fewer.fingerprint != inputs.fingerprint == load_inputs(experiment).fingerprint
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    rows = load_rows(str(tmp_path))
+    assert len(rows.train) == 4 and rows.validation is None and rows.heldout == []
+    fewer = rows.cut(Experiment("mine", data=str(tmp_path), train_rows=2))
+    assert fewer.train["prompt"] == rows.train["prompt"][:2]
+    assert fewer.fingerprint() != rows.fingerprint() == load_rows(str(tmp_path)).fingerprint()
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"test\.jsonl"):
-        load_inputs(experiment)
+    with pytest.raises(FileNotFoundError, match=r"There is no '.*test\.jsonl'"):
+        load_rows(str(tmp_path))
     (tmp_path / "test.jsonl").write_text('{"text": "a"}')
     with pytest.raises(ValueError, match="prompt, completion"):
-        load_inputs(experiment)
+        load_rows(str(tmp_path))
 
 
 def test_the_fingerprint_of_a_hub_model_is_its_commit(
@@ -205,6 +204,6 @@ def test_a_sweep_takes_variants_of_one_method_and_whole_numbers() -> None:
 
 
 def test_test_rows_keep_each_kind_in_its_share() -> None:
-    kinds = load_inputs(Experiment("few", test_rows=10)).test["kind"]
+    kinds = load_rows("tickets").cut(Experiment("few", test_rows=10)).test["kind"]
     assert sorted(set(kinds)) == ["seen", "unseen"]
     assert (kinds.count("seen"), kinds.count("unseen")) == (6, 4)

@@ -21,12 +21,13 @@ import pandas as pd
 import psutil
 import pytest
 import tqdm.notebook
+from faults import KILLS
 from transformers import AutoTokenizer
 
 from course_utils import compare, data, plots
-from course_utils.compare import Experiment, runner, worker
-from course_utils.compare.results import usable
-from course_utils.compare.runner import RUNNING, jobs
+from course_utils.compare import Experiment, results, runner, worker
+from course_utils.compare.results import Job, Sources, jobs, usable
+from course_utils.compare.runner import RUNNING
 from course_utils.paths import POCKET_MODEL
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
@@ -145,6 +146,7 @@ def test_runs_of_one_name_with_other_data_are_kept_apart(whole: Path, tmp_path: 
     assert len(table) == 2 and list(curves) == list(table.index)
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
     file: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -178,13 +180,13 @@ def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
 
 @pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
-def test_killed_20_times_at_random_moments(file: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments(file: Path, whole: Path, tmp_path: Path) -> None:
     """And started again at once, while the worker of the one before may still be at it."""
     seed = random.randrange(10**6)
     print(f"the moments come from random.Random({seed})")
     rng = random.Random(seed)
     kills, comparisons, limit = 0, 0, 60.0
-    while kills < 20:
+    while kills < KILLS:
         comparisons += 1
         folder, ended = tmp_path / str(comparisons), False
         while not ended:
@@ -194,7 +196,7 @@ def test_killed_20_times_at_random_moments(file: Path, whole: Path, tmp_path: Pa
                 command(file, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(0, limit) if kills < 20 else None)
+                process.wait(rng.uniform(0, limit) if kills < KILLS else None)
             process.kill()
             ended = process.wait() == 0
             assert ended or process.returncode == -9, process.stdout.read()
@@ -233,7 +235,7 @@ def test_nothing_is_run_again_and_nothing_else_is_taken_for_it(
 ) -> None:
     """Another learning rate, other rows: another key, so another run."""
     full = experiments[1]
-    [job] = jobs([full])
+    [job] = jobs([full], Sources())
     assert (whole / job.file).exists()
     changed = [
         full.with_training(learning_rate=6e-4),
@@ -241,11 +243,45 @@ def test_nothing_is_run_again_and_nothing_else_is_taken_for_it(
         replace(full, data="tickets"),
         replace(full, dtype="bfloat16"),
     ]
-    for one in jobs(changed):
+    for one in jobs(changed, Sources()):
         assert one.key != job.key and not (whole / one.file).exists()
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*.json")}
     compare.run(experiments, whole, progress=False)
     assert {path: path.stat().st_mtime_ns for path in whole.glob("*.json")} == before
+
+
+def test_rows_are_read_and_hashed_once(
+    experiments: list[Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a sweep of many runs; a worker reads what it trains on, and hashes nothing."""
+    read: list[str] = []
+    hashed: list[worker.Rows] = []
+    load, fingerprint = worker.load_rows, worker.Rows.fingerprint
+
+    def counted(source: str) -> worker.Rows:
+        read.append(source)
+        return load(source)
+
+    monkeypatch.setattr(results, "load_rows", counted)
+    monkeypatch.setattr(worker, "load_rows", counted)
+    monkeypatch.setattr(
+        worker.Rows, "fingerprint", lambda rows: hashed.append(rows) or fingerprint(rows)
+    )
+
+    def run_at_once(job: Job, *_: object) -> dict[str, object]:
+        loss = job.experiment.training["learning_rate"]
+        named = {"name": job.experiment.name, "method": job.experiment.method, "seed": job.seed}
+        figures = {"metrics": {"validation loss": loss}, "training_seconds": 1.0, "status": "ok"}
+        return named | figures | job.identity | {"key": job.key}
+
+    monkeypatch.setattr(runner, "_execute", run_at_once)
+    best = compare.sweep(experiments, tmp_path, progress=False)
+    assert [one.training["learning_rate"] for one in best] == [1.6e-4, 1.6e-5]
+    assert len(list(tmp_path.glob("*.json"))) == 10, "each went on twice beyond its edge"
+    assert read == [experiments[0].data] and len(hashed) == 1
+
+    done = worker.execute(experiments[1], 0, tmp_path / "run", lambda message: None)
+    assert done["status"] == "ok" and len(read) == 2 and len(hashed) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and kills a process as Linux does")
@@ -287,7 +323,7 @@ def test_a_failure_is_a_result_and_the_rest_is_run(few: str, tmp_path: Path) -> 
     assert process.returncode == 1, "a failed run shows in the exit code"
     results = {r["name"]: r for r in compare.load(output)}
     assert results["diverges"]["status"] == "diverged"
-    assert "lower one" in results["diverges"]["reason"]
+    assert "a tenth of the learning rate" in results["diverges"]["reason"]
     assert results["too large"]["status"] == "out of memory", results["too large"]["reason"]
     assert results["killed"]["status"] == "crashed" and "SIGKILL" in results["killed"]["reason"]
     assert results["well"]["status"] == "ok"
@@ -372,7 +408,7 @@ def test_the_bar_of_a_notebook_shows_the_share_that_is_done(
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     show = runner._Progress(2, True)
     for steps in (20, 8):
-        show.start(runner.Job(experiments[0], 0, "key", {}))
+        show.start(Job(experiments[0], 0, "key", {}))
         show.step({"phase": "training"})
         show.step({"step": 1, "steps": steps})
         time.sleep(2 * show.over_steps.mininterval)  # tqdm draws no more often

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """Return scripts/gpu_memory.py as a module."""
+    """Return benchmarks/gpu_memory.py as a module."""
     spec = importlib.util.spec_from_file_location(
-        "gpu_memory", COURSE_ROOT / "scripts" / "gpu_memory.py"
+        "gpu_memory", COURSE_ROOT / "benchmarks" / "gpu_memory.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -67,7 +67,7 @@ def test_the_unquantized_methods_run_too(script: ModuleType) -> None:
 def test_a_case_that_memory_does_not_suffice_for_leaves_nothing(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next case would be predicted and run under the meter of this one, beside its model."""
+    """The next case would be predicted and run under the meter of this one, with its model."""
     made = []
 
     class Short(script.SFTTrainer):

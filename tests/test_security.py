@@ -36,21 +36,20 @@ import openai
 import pandas as pd
 import psutil
 import pytest
+import workshop
+import workshop_start
 import yaml
 from matplotlib.figure import Figure
 
 import course_utils
+import preflight
 from course_utils import display, plots, serving, widgets
 from course_utils.memory.step_memory import CATEGORIES, PHASES
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
-from course_utils.widgets import planner
-from course_utils.widgets.explorer import Explorer
 from preflight import dataset_check, explorers, memory_plan
+from preflight.explorers import planner
 
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import workshop
-import workshop_start
-
+PACKAGES = ("course_utils.", "preflight.")
 # Made by a build or a run; none of it is the project's own.
 MADE = {".git", ".venv", "build", "runs", "__pycache__", ".ipynb_checkpoints", ".running"}
 MADE |= {".pytest_cache", ".ruff_cache", ".hypothesis", "finetuning_course.egg-info"}
@@ -223,21 +222,23 @@ def _is_picture(target: str | None) -> bool:
 
 
 def modules() -> list[types.ModuleType]:
-    """Return all modules of the helper package."""
-    found = pkgutil.walk_packages(course_utils.__path__, "course_utils.")
+    """Return all modules of the helper packages."""
+    packages = (course_utils, preflight)
+    found = [m for one in packages for m in pkgutil.walk_packages(one.__path__, f"{one.__name__}.")]
     return [importlib.import_module(m.name) for m in found if not m.name.endswith("__main__")]
 
 
 def shown_classes() -> list[type]:
-    """Return the classes of the package that a notebook shows as HTML."""
+    """Return the classes of the packages that a notebook shows as HTML."""
     return sorted(
         {
             kind
             for module in modules()
             for kind in vars(module).values()
-            if inspect.isclass(kind)
-            and "_repr_html_" in vars(kind)
-            and kind.__module__.startswith("course_utils.")
+            if dataclasses.is_dataclass(kind)
+            and inspect.isclass(kind)
+            and hasattr(kind, "_repr_html_")
+            and kind.__module__.startswith(PACKAGES)
         },
         key=lambda kind: kind.__qualname__,
     )
@@ -263,7 +264,7 @@ def hostile(wanted: Any) -> Any:
 
 
 # Names that modules import for type checkers alone, and values that have to fit each other.
-NAMED = {"pd": pd}
+NAMED = {"pd": pd, "ClassVar": typing.ClassVar}
 ARGUMENTS = {
     "lora_alpha": 1,
     "r": 1,
@@ -283,45 +284,26 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 
 
-class Hostile(Explorer):
-    """An explorer that is handed markup wherever it shows a text."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-
-    def show(self, settings: Mapping[str, Any]) -> None:
-        self.tell(display.html_table([[HOSTILE]], [HOSTILE], HOSTILE), HOSTILE)
-        figure = Figure()
-        figure.add_subplot().set_title(HOSTILE)
-        self.draw(figure, HOSTILE)
-
-
 def pages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return HTML by what made it, everything of the package that makes any."""
     found = {kind.__qualname__: hostile(kind)._repr_html_() for kind in shown_classes()}
     found["where a plan fits"] = planner._where(hostile(memory_plan.GPUFitTable))
-    explorer = Hostile()
-    assert explorer.picture.value, explorer.status.value
-    found |= {n: getattr(explorer, n).value for n in ("numbers", "picture", "source")}
-    explorer.fade(explorer.numbers)
-    explorer.say(HOSTILE)
-    found |= {"faded": explorer.numbers.value, "status": explorer.status.value}
-    for error in (ValueError(HOSTILE), KeyError(HOSTILE)):
+    figure = Figure()
+    figure.add_subplot().set_title(HOSTILE)
+    found["picture"] = widgets.image(figure, HOSTILE) + display.code_html(HOSTILE)
+    found["table"] = display.html_table([[HOSTILE]], [HOSTILE], HOSTILE)
 
-        def fails(raised: Exception = error) -> None:
-            raise raised
+    def fails() -> None:
+        raise ValueError(HOSTILE)
 
-        explorer._guarded(fails)
-        found[type(error).__name__] = explorer.status.value
-    rates = widgets.schedule_explorer()
-    found["schedule"] = rates.numbers.value + rates.picture.value + rates.source.value
+    found["error"] = widgets.Explorer("Failing", fails, {}).result.data
     fit = dataclasses.replace(
         hostile(memory_plan.GPUFitTable).rows[0], gpu=memory_plan.find_gpu("T4")
     )
     monkeypatch.setattr(planner, "plan_fits", lambda *_, **__: memory_plan.GPUFitTable((fit,)))
     plan = explorers.memory_planner("qwen3-0.6b")
-    assert plan.picture.value, plan.status.value
-    found["planner"] = plan.numbers.value + plan.picture.value + plan.source.value
+    assert "<img" in plan.result.data, plan.result.data
+    found["planner"] = plan.result.data
     return found
 
 
@@ -329,7 +311,7 @@ def makers_of_html() -> set[tuple[str, str]]:
     """Return the file and the name of each function of the package that writes a tag."""
     found = set()
     for path in own_files(".py"):
-        if "course_utils" not in path.parts:
+        if not {"course_utils", "preflight"} & {*path.parts}:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.FunctionDef):
@@ -349,7 +331,7 @@ def test_markup_in_data_is_shown_and_never_obeyed(monkeypatch: pytest.MonkeyPatc
     ran: set[tuple[str, str]] = set()
 
     def note(frame: types.FrameType, event: str, _: object) -> None:
-        if event == "call" and "course_utils" in frame.f_code.co_filename:
+        if event == "call" and frame.f_globals.get("__name__", "").startswith(PACKAGES):
             ran.add((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
 
     sys.setprofile(note)
@@ -382,9 +364,7 @@ def test_a_row_of_a_dataset_with_markup_in_every_place() -> None:
         assert not page.active
         assert "alert" in page.text
     table = pd.crosstab(pd.Series([HOSTILE]), pd.Series([HOSTILE]))
-    assert not Seen(
-        widgets.shell.image(plots.confusion(table), plots.summarise_confusion(table))
-    ).active
+    assert not Seen(widgets.image(plots.confusion(table), plots.summarise_confusion(table))).active
 
 
 # --- servers --------------------------------------------------------------------------------------

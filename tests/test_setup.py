@@ -14,7 +14,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
+import publish_as
 import pytest
+import readme_picture
+import run_lessons
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
@@ -25,10 +28,7 @@ from packaging.version import Version
 from course_utils import __version__, colab, hardware
 from course_utils.paths import COURSE_ROOT
 
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import readme_picture
-import run_lessons
-
+ADDRESS = publish_as.current()
 CELL = (COURSE_ROOT / "scripts" / "colab_cell.ipy").read_text(encoding="utf-8")
 
 # Of these, which are needed and which version serves depends on the machine, so they have no pin.
@@ -40,6 +40,10 @@ pinned = pytest.mark.skipif(
 
 posix = pytest.mark.skipif(
     os.name == "nt" or shutil.which("make") is None, reason="needs make and a POSIX shell"
+)
+
+clone = pytest.mark.skipif(
+    not (COURSE_ROOT / ".git").exists() or shutil.which("git") is None, reason="not a clone"
 )
 
 
@@ -86,7 +90,7 @@ def test_conda_reads_the_same_two_files() -> None:
 
 @pinned
 def test_pip_can_read_the_lines_for_conda(tmp_path: Path) -> None:
-    """conda and Binder hand these lines to pip in a file beside environment.yml."""
+    """conda and Binder hand these lines to pip in a file next to environment.yml."""
     for name in ("requirements.txt", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(COURSE_ROOT / name, tmp_path)
     for name in ("course_utils", "preflight"):
@@ -139,14 +143,79 @@ def test_every_pin_installs_on_the_oldest_python(requirements, pins) -> None:
 
 
 def test_colab_cell_fetches_a_pinned_tag() -> None:
-    """An unpinned course would change under a class; the tag is the package's version."""
-    assert f"--branch v{__version__} " in CELL
+    """An unpinned course would change under a class; a tag of that form is the version."""
+    assert f"--branch {ADDRESS.tag} " in CELL
     citation = yaml.safe_load((COURSE_ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == __version__
-    (repository,) = set(re.findall(r'"https://github\.com/([^"]+)"', CELL))
+    if version := publish_as.VERSION_TAG.fullmatch(ADDRESS.tag):
+        assert version[1] == __version__
+
+
+@clone
+def test_one_repository_is_named_everywhere() -> None:
+    """Else the first click of whoever publishes the course leads to somebody else, or nowhere."""
+    github = f"https://github.com/{ADDRESS.repository}"
+    assert re.findall(r'"(https://github\.com/[^"]+)"', CELL) == [github]
+    citation = yaml.safe_load((COURSE_ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["repository-code"] == github
     readme = (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
-    badges = set(re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/", readme))
-    assert badges == {repository}
+    assert f"git clone {github}\ncd {ADDRESS.repository.partition('/')[2]}\n" in readme
+    own = re.compile(
+        r"(?:colab\.research\.google\.com/github|mybinder\.org/v2/gh|git clone .*?github\.com)"
+        r"/([\w.-]+/[\w.-]+)"
+    )
+    texts = publish_as.tracked(COURSE_ROOT)
+    del texts[Path("tests/test_setup.py")]
+    named = {name for text in texts.values() for name in own.findall(text)}
+    assert named == {ADDRESS.repository}
+
+
+@clone
+def test_the_course_can_be_published_by_anybody_and_back(tmp_path: Path) -> None:
+    """No trace of the old name stays, and no other byte changes."""
+    before = publish_as.tracked(COURSE_ROOT)
+    for path, text in before.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(text.encode("utf-8"))
+    git = ["git", "-C", str(tmp_path)]
+    for command in (["init", "--quiet"], ["add", "--all", "--force"]):
+        subprocess.run([*git, *command], check=True)
+    owner, name = "somebody", "a.course"  # not in one text: this file is among the copied ones
+    new = publish_as.Address(f"{owner}/{name}", "v7.8.9")
+    changed = publish_as.publish(new, tmp_path)
+    after = publish_as.tracked(tmp_path)
+    assert not [path for path, text in after.items() if ADDRESS.named.search(text)]
+    assert not [p for p, t in after.items() if re.search(rf"{ADDRESS.tag}(?![\w.-])", t)]
+    assert publish_as.current(tmp_path) == new
+    assert f"https://github.com/{owner}/{name}\ncd {name}\n" in after[Path("README.md")]
+    assert '__version__ = "7.8.9"' in after[Path("course_utils/__init__.py")]
+    assert yaml.safe_load(after[Path("CITATION.cff")])["version"] == "7.8.9"
+    cell = after[Path("scripts/colab_cell.ipy")].strip()
+    for path in (path for path in changed if path.suffix == ".ipynb"):
+        was, now = (nbformat.reads(texts[path], as_version=4) for texts in (before, after))
+        assert now.cells[1].source == cell
+        assert [c.get("outputs") for c in now.cells] == [c.get("outputs") for c in was.cells]
+    publish_as.publish(publish_as.Address(ADDRESS.repository, "main"), tmp_path)
+    publish_as.publish(ADDRESS, tmp_path)
+    assert publish_as.tracked(tmp_path) == before
+
+
+@clone
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--repository", "https://github.com/ada/course"], "Allowed is owner/name"),
+        (["--repository", "course"], "Allowed is owner/name"),
+        (["--repository", "ada/course.git"], "Allowed is owner/name"),
+        (["--repository", "huggingface/trl"], "is named already"),
+        (["--tag", "v1/2"], "Allowed are letters"),
+        ([], "make publish-as REPOSITORY=owner/name"),
+    ],
+)
+def test_a_wrong_address_changes_nothing(given, says, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Path, "write_bytes", lambda *given: pytest.fail("a file is written"))
+    assert publish_as.main(given) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_colab_keeps_torch_and_numpy_and_drops_old_torchao(requirements, pins) -> None:
@@ -200,7 +269,7 @@ def test_the_cell_sets_colab_up(tmp_path: Path) -> None:
     for folder in ("google", "google/colab"):
         (tmp_path / folder / "__init__.py").touch()
     git = ["git", "-C", str(origin), "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for command in (["init"], ["add", "."], ["commit", "-m", "x"], ["tag", f"v{__version__}"]):
+    for command in (["init"], ["add", "."], ["commit", "-m", "x"], ["tag", ADDRESS.tag]):
         subprocess.run([*git, *command], check=True, capture_output=True)
     environment = {
         **os.environ,
@@ -261,13 +330,26 @@ def test_make_says_what_it_can_do() -> None:
     assert {line.split()[0] for line in done.stdout.splitlines()} == set(targets)
 
 
-def test_a_lesson_is_chosen_by_its_number() -> None:
+def test_a_lesson_is_chosen_by_its_number(tmp_path: Path, monkeypatch) -> None:
     """make run NB=01, and a clear word for a number that does not exist."""
-    for number in ("01", "1"):
-        assert [path.name[:2] for path in run_lessons.lessons(number)] == ["01"]
     assert len(run_lessons.lessons()) == len(list((COURSE_ROOT / "notebooks").glob("*.ipynb")))
-    with pytest.raises(ValueError, match=r"The lessons are: 00, 01"):
-        run_lessons.lessons("77")
+    (tmp_path / "notebooks" / "deeper").mkdir(parents=True)
+    for name in ("01_data", "05a_methods", "05b_tasks", "deeper/06_proofs", "deeper/06b_more"):
+        (tmp_path / "notebooks" / f"{name}.ipynb").touch()
+    monkeypatch.setattr(run_lessons, "ROOT", tmp_path)
+
+    def chosen(number: str) -> list[str]:
+        return [run_lessons.label(path) for path in run_lessons.lessons(number)]
+
+    assert chosen("") == ["01", "05a", "05b"]
+    assert chosen("1") == chosen("01") == ["01"]
+    assert chosen("5") == chosen("05") == ["05a", "05b"]
+    assert chosen("5b") == chosen("05b") == ["05b"]
+    assert chosen("deeper/06") == ["deeper/06", "deeper/06b"]
+    assert chosen("deeper/6b") == ["deeper/06b"]
+    for wrong in ("77", "06", "deeper/01", "elsewhere/06", "lora"):
+        with pytest.raises(ValueError, match=r"lessons are: 01, 05a, 05b, deeper/06, deeper/06b"):
+            run_lessons.lessons(wrong)
 
 
 def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -285,13 +367,22 @@ def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, ca
     for name in (*run_lessons.QUIET, "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # so that the script's own setting is undone as well
     assert run_lessons.main() == 1
-    said = capsys.readouterr().out
-    assert "ZeroDivisionError" in said
-    assert "Kernel died" in said
-    assert "1 of 3 lessons ran" in said
+    printed = capsys.readouterr().out
+    assert "ZeroDivisionError" in printed
+    assert "Kernel died" in printed
+    assert "1 of 3 lessons ran" in printed
     assert [page.name for page in pages.iterdir()] == ["02_lesson.html"]
     assert "42" in (pages / "02_lesson.html").read_text(encoding="utf-8")
     assert before == {path: path.read_bytes() for path in (tmp_path / "notebooks").iterdir()}
+
+
+def test_a_lessons_line_has_the_recorded_time() -> None:
+    """With as many lessons at a time as then: with a neighbour all is slower."""
+    jobs = run_lessons.lesson_costs.recorded()["jobs"]
+    outcome = run_lessons.Outcome(run_lessons.lessons("00")[0], seconds=61.0, peak=2**30)
+    line = run_lessons.described(outcome, jobs)
+    assert re.fullmatch(r"00_quickstart +61 s +1\.0 GiB +\(recorded: \d+ s\)", line)
+    assert "recorded" not in run_lessons.described(outcome, jobs + 1)
 
 
 def test_two_lessons_at_a_time_only_where_there_is_room() -> None:

@@ -7,17 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from course_utils import plots
+from course_utils import plots, serving
 from course_utils.paths import POCKET_MODEL
-from course_utils.serving import serve
+from course_utils.serving import require_refusal, serve
 
 STARTER = """
 import sys, time
@@ -79,6 +82,48 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"ended before it answered[\s\S]*no-such-model"):
         with serve(tmp_path / "broken"):
             pass
+
+
+class Server(ThreadingHTTPServer):
+    """A server on this machine that answers every request with one status."""
+
+    def __init__(self, status: int) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Print nothing."""
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_a_server_that_does_not_refuse_is_not_handed_out(status: int) -> None:
+    """A transformers that starts uvicorn in another way would serve without the key."""
+    with Server(status) as server:
+        address = f"http://127.0.0.1:{server.server_port}/v1/models"
+        with pytest.raises(RuntimeError, match=rf"{status}\) to a request without a key"):
+            require_refusal(address)
+        server.shutdown()
+
+
+def test_a_server_whose_guard_is_gone_is_stopped(tmp_path: Path, monkeypatch: Any) -> None:
+    """The real server, started by a copy of the module in which nothing guards uvicorn."""
+    source = Path(serving.__file__).read_text(encoding="utf-8")
+    unguarded = tmp_path / "serving.py"
+    unguarded.write_text(source.replace("    uvicorn.Config = Config\n", ""), encoding="utf-8")
+    monkeypatch.setattr(serving, "__file__", str(unguarded))
+    ports = []
+    free = serving.free_port
+    monkeypatch.setattr(serving, "free_port", lambda: ports.append(free()) or ports[-1])
+    with pytest.raises(RuntimeError, match=r"answered \(\d+\) to a request without a key"):
+        with serve(POCKET_MODEL):
+            pytest.fail("the address was handed out")
+    assert not answers(f"http://127.0.0.1:{ports[0]}/v1")
 
 
 def test_a_confusion_shows_every_count() -> None:

@@ -197,6 +197,10 @@ def test_what_counts_as_diverged(tmp_path: Path) -> None:
         stop.on_step_end(half, state, control, model=model)
     model.weight.requires_grad_(False)
     stop.on_step_end(half, state, control, model=model)
+    stop.on_log(half, state, control, logs={"loss": 2.5, "grad_norm": math.inf})
+    for name in ("loss", "eval_loss"):
+        with pytest.raises(FloatingPointError, match=f"At step 0 {name} is nan"):
+            stop.on_log(half, state, control, logs={name: math.nan})
 
 
 def isfinite(tensor: torch.Tensor) -> bool:

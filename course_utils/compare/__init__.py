@@ -2,12 +2,13 @@
 
 Each run has a process of its own, so its memory is its own; a comparison that was stopped goes on
 with what is missing.
+
+Used by lessons: 08.
 """
 
-from course_utils.compare.experiment import Experiment, read, write
+from course_utils.compare.experiments import METHODS, Experiment, chosen, read, standard, write
 from course_utils.compare.results import best, curves, load, shown, table
-from course_utils.compare.runner import run
-from course_utils.compare.standard import METHODS, chosen, standard, sweep
+from course_utils.compare.runner import run, sweep
 
 __all__ = [
     "METHODS",

@@ -1,19 +1,34 @@
-"""Read the results of a comparison, and put them into a table with mean and spread over seeds."""
+"""Results: what one depends on, the files they are in, and a table with mean and spread.
+
+Used by lessons: 08.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import statistics
-from collections.abc import Collection, Iterable, Mapping
+import platform
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from transformers.utils import cached_file, extract_commit_hash
 
+from course_utils import hardware
+from course_utils.compare.experiments import Experiment
+from course_utils.compare.worker import load_rows, model_path
+from course_utils.configs import load_config
 from course_utils.display import text_table
 
 SCHEMA = 1
+REQUIRED = ("schema", "name", "method", "seed", "key", "experiment", "status")
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes")
 # Figures that are columns of the table, in their order, with how each is read from a result.
 SIZES = {
     "forgetting": lambda r: r["forgetting"]["rise"],
@@ -29,7 +44,6 @@ SHOWN = {
     "forgetting": "{:.3f}", "peak MiB": "{:.0f}", "training s": "{:.0f}", "trainable": "{:,.0f}",
     "checkpoint MB": "{:.2f}",
 }  # fmt: skip
-REQUIRED = ("schema", "name", "method", "seed", "key", "experiment", "status")
 
 
 def key(identity: Mapping[str, Any]) -> str:
@@ -38,11 +52,103 @@ def key(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def model_fingerprint(path: str) -> str:
+    """Return a hash that changes with the base model: of its files, or its commit on the hub.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: as `load_config`, if there is no such model.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        load_config(path)  # says in plain words what is wrong with a name
+        # The cache keeps each commit in a folder of its own, whose name is the commit.
+        return f"{path}@{extract_commit_hash(cached_file(path, 'config.json'), None)}"
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Return on what a run is made: the device, and the versions of the libraries."""
+    machine = hardware.detect()
+    threads = torch.get_num_threads()
+    # An Apple GPU stays idle: without CUDA a run is on the CPU (`worker.sft_config`).
+    on_cpu = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
+    return {
+        "device": machine.name if machine.device == "cuda" else on_cpu,
+        "versions": {
+            "python": platform.python_version(),
+            **{library: metadata.version(library).split("+")[0] for library in LIBRARIES},
+        },
+    }
+
+
+class Sources:
+    """The rows and base models of comparisons; each is read once and hashed once."""
+
+    def __init__(self) -> None:
+        self.rows = functools.cache(load_rows)
+        self.model = functools.cache(model_fingerprint)
+        self._data: dict[tuple[str, int | None, int | None], str] = {}
+
+    def data(self, experiment: Experiment) -> str:
+        """Return the hash of the rows of an experiment.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load_rows` and `Rows.cut`.
+        """
+        chosen = (experiment.data, experiment.train_rows, experiment.test_rows)
+        if chosen not in self._data:
+            self._data[chosen] = self.rows(experiment.data).cut(experiment).fingerprint()
+        return self._data[chosen]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an experiment, a seed, and the key of all that its result depends on."""
+
+    experiment: Experiment
+    seed: int
+    key: str
+    identity: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """The run in words."""
+        return f"{self.experiment.name}, seed {self.seed}"
+
+    @property
+    def file(self) -> str:
+        """The name of the file that its result is in."""
+        slug = re.sub(r"[^a-z0-9.]+", "-", self.experiment.name.lower()).strip("-.")[:60]
+        return f"{slug}_seed{self.seed}_{self.key[:12]}.json"
+
+
+def jobs(experiments: Iterable[Experiment], sources: Sources) -> Iterator[Job]:
+    """Yield the runs that experiments ask for, in order."""
+    here = environment()
+    for experiment in experiments:
+        described = experiment.to_dict()
+        del described["seeds"]
+        identity = {
+            "schema": SCHEMA,
+            "experiment": described,
+            "data": sources.data(experiment),
+            "model": sources.model(model_path(experiment)),
+            **here,
+        }
+        for seed in experiment.seeds:
+            yield Job(experiment, seed, key({**identity, "seed": seed}), identity)
+
+
 def usable(path: Path, wanted: str | None = None) -> dict[str, Any] | None:
     """Return the result in a file; None if it is missing, broken, or has another key."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
     if not isinstance(result, dict) or any(name not in result for name in REQUIRED):
         return None
@@ -85,7 +191,9 @@ def table(output_dir: str | Path, keys: Collection[str] | None = None) -> pd.Dat
     rows = {label: _row(results) for label, results in _labelled(load(output_dir, keys)).items()}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "experiment"
-    return frame[_ordered(list(frame.columns))]
+    head = ["method", "learning rate", "seeds", "failed"]
+    tail = [name for size in SIZES for name in (size, f"{size} ±") if name in frame] + ["device"]
+    return frame[[*head, *(name for name in frame if name not in (*head, *tail)), *tail]]
 
 
 def best(frame: pd.DataFrame, by: str = "validation loss") -> pd.DataFrame:
@@ -144,28 +252,16 @@ def curves(
 
 def _labelled(results: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return results by experiment; those of one name in different settings are told apart."""
+    shared = ("experiment", "data", "model", "device", "versions")
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault((result["name"], _setting(result)), []).append(result)
+        setting = key({part: result.get(part) for part in shared})
+        groups.setdefault((result["name"], setting), []).append(result)
     names = [name for name, _ in groups]
     return {
         name if names.count(name) == 1 else f"{name} [{setting[:6]}]": results
         for (name, setting), results in groups.items()
     }
-
-
-def _figure(row: pd.Series, name: str) -> str:
-    """Return a mean with its spread, as text."""
-    form, value, spread = SHOWN[name], row[name], row[f"{name} ±"]
-    if pd.isna(value):
-        return ""
-    return form.format(value) + ("" if pd.isna(spread) else f" ± {form.format(spread)}")
-
-
-def _setting(result: Mapping[str, Any]) -> str:
-    """Return a hash of all that the results of one row share."""
-    parts = ("experiment", "data", "model", "device", "versions")
-    return key({part: result.get(part) for part in parts})
 
 
 def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,30 +273,28 @@ def _row(results: list[dict[str, Any]]) -> dict[str, Any]:
         "learning rate": first["experiment"].get("training", {}).get("learning_rate"),
         "seeds": len(good),
         "failed": ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons)),
+        "device": first.get("device", ""),
     }
-    for name in dict.fromkeys(figure for result in good for figure in result["metrics"]):
-        _put(row, name, [result["metrics"][name] for result in good])
-    for name, read in SIZES.items():
-        values = []
-        for result in good:
-            try:
-                values.append(read(result))
-            except (KeyError, TypeError):  # no held-out texts, or too few steps for the meter
-                continue
-        _put(row, name, values)
-    row["device"] = first.get("device", "")
+    figures = pd.DataFrame([_figures(result) for result in good])
+    for name, spread in figures.std().items():
+        row |= {name: figures[name].mean(), f"{name} ±": spread}
     return row
 
 
-def _put(row: dict[str, Any], name: str, values: list[float]) -> None:
-    if values:
-        row[name] = statistics.fmean(values)
-        row[f"{name} ±"] = statistics.stdev(values) if len(values) > 1 else float("nan")
+def _figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return all figures of a result that it has."""
+    figures = dict(result["metrics"])
+    for name, read in SIZES.items():
+        try:
+            figures[name] = read(result)
+        except (KeyError, TypeError):  # no held-out texts, or too few steps for the meter
+            continue
+    return figures
 
 
-def _ordered(columns: list[str]) -> list[str]:
-    """Return the columns in the order of the table, those of the metrics in the middle."""
-    head = ["method", "learning rate", "seeds", "failed"]
-    tail = [name for size in SIZES for name in (size, f"{size} ±")] + ["device"]
-    middle = [name for name in columns if name not in head and name not in tail]
-    return [*head, *middle, *(name for name in tail if name in columns)]
+def _figure(row: pd.Series, name: str) -> str:
+    """Return a mean with its spread, as text."""
+    form, value, spread = SHOWN[name], row[name], row[f"{name} ±"]
+    if pd.isna(value):
+        return ""
+    return form.format(value) + ("" if pd.isna(spread) else f" ± {form.format(spread)}")

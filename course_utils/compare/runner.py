@@ -1,48 +1,93 @@
-"""Run experiments one after another, each in a fresh process, and go on where it was stopped."""
+"""Run experiments one after another, each in a fresh process, and go on where it was stopped.
+
+Used by lessons: 08.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
+import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from peft import PeftType
 from tqdm.auto import tqdm
 
-from course_utils.compare import build
-from course_utils.compare.experiment import Experiment
-from course_utils.compare.inputs import environment, load_inputs, model_fingerprint
-from course_utils.compare.results import SCHEMA, key, table, usable
+from course_utils.compare import worker
+from course_utils.compare.experiments import Experiment, require_unique
+from course_utils.compare.results import Job, Sources, best, jobs, table, usable
+from course_utils.configs import load_config
 from course_utils.files import not_written, write_whole
 from course_utils.paths import COURSE_ROOT
+from course_utils.setting_checks import require_none, setting_problems
 
 RUNNING = ".running"  # the folder, inside the output, of what is not finished
+STEP = 10**0.5  # between two learning rates of a sweep
+FURTHER = 2  # how often a sweep goes on beyond its edge
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: an experiment, a seed, and the key of all that its result depends on."""
+def require_valid(experiments: Sequence[Experiment], sources: Sources) -> None:
+    """Raise ValueError with all that is wrong with experiments, before anything is trained."""
+    if not experiments:
+        raise ValueError("There is no experiment. Give a list of one or more.")
+    require_unique(experiments)
+    wrong = [f"- {e.name}: {problem}" for e in experiments for problem in _problems(e, sources)]
+    if wrong:
+        raise ValueError(
+            "These experiments cannot run as they are:\n" + "\n".join(wrong) + "\nNothing was run. "
+            "Correct them and start again."
+        )
 
-    experiment: Experiment
-    seed: int
-    key: str
-    identity: dict[str, Any]
 
-    @property
-    def file(self) -> str:
-        slug = re.sub(r"[^a-z0-9.]+", "-", self.experiment.name.lower()).strip("-.")[:60]
-        return f"{slug}_seed{self.seed}_{self.key[:12]}.json"
+def _problems(experiment: Experiment, sources: Sources) -> list[str]:
+    """Return what is wrong with one experiment, in the words of the library that refuses it."""
+    problems = []
+    own = [name for name in experiment.training if name in worker.OWN]
+    if own:
+        problems.append(f"training: {', '.join(own)} cannot be set, a comparison sets it itself")
+    # transformers takes the old names only where the new ones are not set, as TRAINING sets one.
+    old = [name for name in experiment.training if name.startswith("gradient_checkpointing")]
+    new = [name.replace("gradient", "activation") for name in old]
+    if old:
+        problems.append(f"training: {', '.join(old)} has another name, write {', '.join(new)}")
+    kind = (experiment.peft or {}).get("peft_type", "LORA")
+    if kind not in PeftType.__members__:
+        problems.append(f"peft: there is no peft_type {kind!r}, there is {', '.join(PeftType)}")
+    elif experiment.peft is not None and "peft_type" not in experiment.peft:
+        problems.append('peft: peft_type is missing, such as "LORA"')
+    if experiment.quantization is not None and experiment.peft is None:
+        problems.append("quantization: quantized weights cannot be trained, so peft is required")
+    if problems:
+        return problems
+    model = load_config(worker.model_path(experiment))
+    for part, check in (
+        ("training", lambda: require_none(setting_problems(worker.sft_config(experiment)))),
+        (
+            "peft",
+            lambda: require_none(setting_problems(None, worker.peft_config(experiment), model)),
+        ),
+        ("quantization", lambda: worker.quantization_config(experiment)),
+        ("data", lambda: sources.data(experiment)),
+    ):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                check()
+        except Exception as error:  # whatever a library raises for it is the answer
+            reason = " ".join(str(error).split())
+            problems.append(f"{part}: {reason[:400] or type(error).__name__}")
+    return problems
 
 
 def run(
@@ -51,6 +96,7 @@ def run(
     *,
     progress: bool = True,
     retry_failed: bool = False,
+    sources: Sources | None = None,
 ) -> pd.DataFrame:
     """Run each experiment for each of its seeds and return the `table` of just these results.
 
@@ -58,7 +104,8 @@ def run(
     is there already is not run again: only a result of the very same experiment, seed, data, base
     model, device and library versions counts. A run that fails (out of memory, a loss that is not a
     number, a crash) is a result with its reason; `retry_failed` runs those again. Several
-    comparisons may share a folder, and the work: each run is made once.
+    comparisons may share a folder, and the work: each run is made once. `sources` is for several in
+    a row: what they know of rows and models is not read again.
 
     Raises:
         ValueError: if an experiment cannot run as it is; all that is wrong is said, and nothing is
@@ -66,14 +113,13 @@ def run(
         FileNotFoundError: if a base model is a folder that is not there.
         OSError: if `output_dir` cannot be written.
     """
-    experiments = list(experiments)
-    build.require_valid(experiments)
-    output_dir = Path(output_dir)
+    experiments, output_dir, sources = list(experiments), Path(output_dir), sources or Sources()
+    require_valid(experiments, sources)
     try:
         (output_dir / RUNNING).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise not_written(error, output_dir) from error
-    wanted = list(jobs(experiments))
+    wanted = list(jobs(experiments, sources))
     show = _Progress(len(wanted), progress)
     try:
         # What another comparison is running in this folder is left to the end, then waited for.
@@ -85,29 +131,68 @@ def run(
     return table(output_dir, keys={job.key for job in wanted})
 
 
-def jobs(experiments: Iterable[Experiment]) -> Iterator[Job]:
-    """Yield the runs that experiments ask for, in order."""
-    here = environment()
-    models: dict[str, str] = {}
-    rows: dict[tuple[str, int | None, int | None], str] = {}
-    for experiment in experiments:
-        path = build.model_path(experiment)
-        if path not in models:
-            models[path] = model_fingerprint(path)
-        chosen = (experiment.data, experiment.train_rows, experiment.test_rows)
-        if chosen not in rows:
-            rows[chosen] = load_inputs(experiment).fingerprint
-        described = experiment.to_dict()
-        del described["seeds"]
-        identity = {
-            "schema": SCHEMA,
-            "experiment": described,
-            "data": rows[chosen],
-            "model": models[path],
-            **here,
-        }
-        for seed in experiment.seeds:
-            yield Job(experiment, seed, key({**identity, "seed": seed}), identity)
+def sweep(
+    experiments: Iterable[Experiment], output_dir: str | Path, **options: Any
+) -> list[Experiment]:
+    """Find each experiment's learning rate and return it at that rate, with its own seeds.
+
+    Three rates, a factor of √10 apart around the experiment's own, are run with its first seed; if
+    the best by validation loss is the lowest or the highest of them, the sweep goes on beyond it,
+    up to twice. `options` go to `run`. The runs of the sweep stay in `output_dir` as results.
+
+    Raises:
+        ValueError: if an experiment has no learning rate, or none of its runs went well.
+    """
+    experiments, options = list(experiments), {"sources": Sources(), **options}
+    first = [_at_rates(experiment, range(-1, 2)) for experiment in experiments]
+    run([variant for variants in first for variant in variants], output_dir, **options)
+    return [
+        at_rate(experiment, _best_rate(experiment, output_dir, options))
+        for experiment in experiments
+    ]
+
+
+def at_rate(experiment: Experiment, learning_rate: float) -> Experiment:
+    """Return a variant at this learning rate, of the same method, under a name that says it."""
+    name = f"{experiment.name}, lr {learning_rate:.2g}"
+    return dataclasses.replace(experiment.with_training(learning_rate=learning_rate), name=name)
+
+
+def _at_rates(experiment: Experiment, steps: Iterable[int]) -> list[Experiment]:
+    """Return variants so many steps from the experiment's own rate, with its first seed."""
+    start = experiment.training.get("learning_rate")
+    if isinstance(start, bool) or not isinstance(start, int | float) or start <= 0:
+        raise ValueError(
+            f"Experiment {experiment.name!r} has the learning rate {start!r}. A sweep starts at a "
+            "number above 0: set it in training."
+        )
+    one = dataclasses.replace(experiment, seeds=experiment.seeds[:1])
+    return [at_rate(one, float(f"{start * STEP**step:.2g}")) for step in steps]
+
+
+def _best_rate(experiment: Experiment, output_dir: str | Path, options: dict[str, Any]) -> float:
+    low, high = -1, 1
+    for _ in range(FURTHER + 1):
+        variants = _at_rates(experiment, range(low, high + 1))
+        winner = _winner(run(variants, output_dir, **options), experiment)
+        rates = [variant.training["learning_rate"] for variant in variants]
+        if winner == min(rates):
+            low -= 1
+        elif winner == max(rates):
+            high += 1
+        else:
+            break
+    return winner
+
+
+def _winner(frame: pd.DataFrame, experiment: Experiment) -> float:
+    if "validation loss" not in frame or frame["validation loss"].isna().all():
+        raise ValueError(
+            f"No run of the sweep of {experiment.name!r} has a validation loss: "
+            f"{'; '.join(frame['failed']) or 'its data has no validation split'}. Look at the "
+            "results' reasons, or give the learning rate yourself."
+        )
+    return float(best(frame)["learning rate"].iloc[0])
 
 
 def _settle(job: Job, output_dir: Path, retry_failed: bool, show: _Progress, wait: bool) -> bool:
@@ -136,7 +221,7 @@ def _execute(job: Job, folder: Path, step: Callable[[dict[str, Any]], None]) -> 
     result: dict[str, Any] | None = None
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "course_utils.compare.worker"],
+            [sys.executable, "-c", "from course_utils.compare import worker; worker.main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -198,46 +283,40 @@ class _Progress:
     """A bar over runs and one over steps in a notebook or terminal; in a log, a line per run."""
 
     def __init__(self, runs: int, wanted: bool) -> None:
-        self.runs, self.wanted, self.done = runs, wanted, 0
+        self.runs, self.done = runs, 0
         interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
         quiet = os.environ.get("TQDM_DISABLE", "") not in ("", "0")
-        self.bars = wanted and interactive and not quiet
-        if self.bars:
-            self.over_runs = tqdm(total=runs, desc="runs", unit="run")
-            self.over_steps = tqdm(total=1, desc="steps", unit="step", leave=False)
+        bars = wanted and interactive and not quiet
+        self.lines = wanted and not bars
+        self.over_runs = tqdm(total=runs, desc="runs", unit="run", disable=not bars)
+        self.over_steps = tqdm(total=1, desc="steps", unit="step", leave=False, disable=not bars)
 
     def start(self, job: Job) -> None:
-        if self.bars:
-            self.over_steps.reset()
-            self.over_steps.set_description(f"{job.experiment.name}, seed {job.seed}")
+        self.over_steps.reset()
+        self.over_steps.set_description(job.title)
 
     def step(self, message: dict[str, Any]) -> None:
-        if self.bars and "step" in message:
+        if "step" in message:
             if self.over_steps.total != message["steps"]:  # the bar's width, and its clock
                 self.over_steps.reset(total=message["steps"])
             self.over_steps.update(message["step"] - self.over_steps.n)
-        elif self.bars and "phase" in message:
+        elif "phase" in message:
             self.over_steps.set_postfix_str(message["phase"])
 
     def end(self, job: Job, result: dict[str, Any], made: bool) -> None:
         self.done += 1
-        if self.bars:
-            self.over_runs.update()
-        elif self.wanted:
-            said = result["status"] if result["status"] != "ok" else _figures(result)
+        self.over_runs.update()
+        if self.lines:
+            outcome = result["status"] if result["status"] != "ok" else _figures(result)
             known = "" if made else " (there already)"
-            who = f"{job.experiment.name}, seed {job.seed}"
-            print(f"{self.done} of {self.runs}: {who}{known}: {said}", flush=True)
+            print(f"{self.done} of {self.runs}: {job.title}{known}: {outcome}", flush=True)
 
     def close(self) -> None:
-        if self.bars:
-            self.over_steps.total = self.over_steps.n  # a notebook keeps a bar that is not full
-            self.over_steps.close()
-            self.over_runs.close()
+        self.over_steps.total = self.over_steps.n  # a notebook keeps a bar that is not full
+        self.over_steps.close()
+        self.over_runs.close()
 
 
 def _figures(result: dict[str, Any]) -> str:
-    figures = result["metrics"]
-    return f"exact match {figures.get('exact match', float('nan')):.1%}" + (
-        f", {result['training_seconds']:.0f} s of training"
-    )
+    share, seconds = result["metrics"].get("exact match", float("nan")), result["training_seconds"]
+    return f"exact match {share:.1%}, {seconds:.0f} s of training"

@@ -1,13 +1,17 @@
-"""One run of a comparison, in a process of its own: ``python -m course_utils.compare.worker``.
+"""One run of a comparison, in a process of its own, from an experiment to its figures.
 
-It reads a job as JSON from its input and writes JSON lines: how far it is, and at last the result.
-The process that started it writes the result to disk. If that process ends, so does this one, at
-the next line that it cannot write.
+`main` reads a job as JSON from its input and writes JSON lines: how far it is, and at last the
+result. The process that started it writes the result to disk. If that process ends, so does this
+one, at the next line that it cannot write.
+
+Used by lessons: 08.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import json
 import math
 import os
@@ -16,14 +20,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
+from peft import PeftConfig, get_peft_config
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -31,71 +39,151 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-from course_utils import hardware, metrics
-from course_utils.compare import build
-from course_utils.compare.experiment import Experiment
-from course_utils.compare.inputs import Inputs, load_inputs
+from course_utils import data, hardware, metrics, models, quantization
+from course_utils.compare.experiments import Experiment
+from course_utils.divergence import Diverged, StopOnDivergence
 from course_utils.memory import MeterCallback
 
+COURSE_DATA = "tickets"
+# Arguments of SFTConfig for every run, unless its experiment says otherwise.
+TRAINING: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 32,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "max_length": 320,
+    "train_sampling_strategy": "group_by_length",
+    "activation_checkpointing": False,
+    "logging_steps": 5,
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,
+}
+# What the comparison sets itself: a folder that is thrown away, a seed per run, nothing hidden.
+OWN: dict[str, Any] = {
+    "output_dir": "",
+    "seed": 0,
+    "data_seed": None,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "include_num_input_tokens_seen": "non_padding",
+    "logging_nan_inf_filter": False,  # a loss that is not a number has to be seen
+}
 MEMORY_STEP = 2  # the first in which the optimizer has its state
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 Report = Callable[[dict[str, Any]], None]
 
 
-class Diverged(RuntimeError):
-    """A loss or a gradient that is not a finite number."""
+def sft_config(experiment: Experiment, seed: int = 0, folder: str = "unused") -> SFTConfig:
+    """Return the training arguments of one run."""
+    cuda = torch.cuda.is_available()
+    device = {"use_cpu": not cuda, "bf16": cuda and hardware.detect().bf16}
+    arguments = {**TRAINING, **device, **experiment.training, **OWN}
+    return SFTConfig(**{**arguments, "output_dir": folder, "seed": seed})
 
 
-class Watch(TrainerCallback):
-    """Keeps the curves, tells how far the training is, and ends it if it diverges."""
+def peft_config(experiment: Experiment) -> PeftConfig | None:
+    """Return the PEFT config of an experiment, or None for full fine-tuning."""
+    if experiment.peft is None:
+        return None
+    return get_peft_config({"task_type": "CAUSAL_LM", **experiment.peft})
 
-    def __init__(self, report: Report, record: dict[str, Any]) -> None:
-        self.report = report
-        self.record = record
-        record["loss"], record["validation_loss"] = [], []
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        self.report({"step": state.global_step, "steps": state.max_steps})
+def quantization_config(experiment: Experiment) -> BitsAndBytesConfig | None:
+    """Return how the base model is quantized, or None."""
+    if experiment.quantization is None:
+        return None
+    return BitsAndBytesConfig(**quantization.checked_arguments(**experiment.quantization))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        for key, curve in (("loss", "loss"), ("eval_loss", "validation_loss")):
-            if key in (logs or {}):
-                self.record[curve].append([state.global_step, logs[key]])
-        for key in ("loss", "grad_norm", "eval_loss"):
-            value = (logs or {}).get(key, 0.0)
-            if not math.isfinite(value):
-                raise Diverged(
-                    f"{key} is {value} at step {state.global_step}. The learning rate is "
-                    f"{args.learning_rate:g}: a lower one is the first thing to try."
+
+def model_path(experiment: Experiment) -> str:
+    """Return what `from_pretrained` takes for an experiment's base model."""
+    return experiment.model or models.base_model().path
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run: three splits in prompt-completion form, and texts for forgetting."""
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset
+    heldout: list[str]
+
+    def cut(self, experiment: Experiment) -> Rows:
+        """Return the first `train_rows` and `test_rows`, where an experiment gives them.
+
+        Of a test split with a column `kind`, each kind is cut by itself.
+
+        Raises:
+            ValueError: if there are not as many.
+        """
+        train, test = self.train, self.test
+        for key, rows in (("train_rows", train), ("test_rows", test)):
+            count = getattr(experiment, key)
+            if count is not None and count > len(rows):
+                raise ValueError(
+                    f"{key} is {count}, but {experiment.data} has only {len(rows)} such rows."
                 )
+        if experiment.train_rows is not None:
+            train = train.select(range(experiment.train_rows))
+        if experiment.test_rows is not None:
+            kinds = test["kind"] if "kind" in test.column_names else [""] * len(test)
+            kept = []
+            for kind in dict.fromkeys(kinds):
+                places = [place for place, one in enumerate(kinds) if one == kind]
+                kept += places[: max(1, round(experiment.test_rows * len(places) / len(test)))]
+            test = test.select(sorted(kept))
+        return replace(self, train=train, test=test)
+
+    def fingerprint(self) -> str:
+        """Return a hash of every row that a result depends on."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.validation, self.test):
+            rows = part.to_list() if part is not None else []
+            digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(self.heldout).encode())
+        return digest.hexdigest()
 
 
-class TimedTrainer(SFTTrainer):
-    """SFTTrainer that keeps apart how long it evaluates."""
+def load_rows(source: str) -> Rows:
+    """Return all rows of an experiment's `data`: the course's own, or those of a folder.
 
-    evaluation_seconds = 0.0
+    Raises:
+        FileNotFoundError: if the folder or a file is missing.
+        ValueError: if a file has no rows, or lacks a column.
+    """
+    if source == COURSE_DATA:
+        splits = data.load(COURSE_DATA, form="prompt-completion")
+        heldout = list(data.load("heldout", "validation")["text"])
+        return Rows(splits["train"], splits["validation"], splits["test"], heldout)
+    files = {name: Path(source) / f"{name}.jsonl" for name in (*data.SPLITS, "heldout")}
+    for file in (files["train"], files["test"]):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"data is {source!r}. Allowed is {COURSE_DATA!r} or a folder with train.jsonl and "
+                f"test.jsonl. There is no '{file}'. Make the folder, or correct its name."
+            )
+    found = {name: _read(file) for name, file in files.items() if file.is_file()}
+    heldout = list(found["heldout"]["text"]) if "heldout" in found else []
+    return Rows(found["train"], found.get("validation"), found["test"], heldout)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        started = time.perf_counter()
-        figures = super().evaluate(*args, **kwargs)
-        self.evaluation_seconds += time.perf_counter() - started
-        return figures
+
+def _read(file: Path) -> Dataset:
+    columns = ("text",) if file.stem == "heldout" else ("prompt", "completion")
+    with data.no_progress_bars():
+        rows = load_dataset("json", data_files=glob.escape(str(file)), split="train")
+    if not len(rows) or not set(columns) <= set(rows.column_names):
+        raise ValueError(
+            f"'{file}' has {len(rows)} rows with the columns {', '.join(rows.column_names)}. It "
+            f"has to have rows with {', '.join(columns)}, at least one. `python -m course_utils "
+            "check FILE` says what else is wrong."
+        )
+    return rows
 
 
 def execute(experiment: Experiment, seed: int, folder: Path, report: Report) -> dict[str, Any]:
@@ -118,104 +206,125 @@ def execute(experiment: Experiment, seed: int, folder: Path, report: Report) -> 
     return record
 
 
+class _ReportSteps(TrainerCallback):
+    """Reports how far the training is."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.report({"step": state.global_step, "steps": state.max_steps})
+
+
 def _run(
     experiment: Experiment, seed: int, folder: Path, report: Report, record: dict[str, Any]
 ) -> None:
     """Train and measure; what is known is put into `record` as soon as it is."""
     report({"phase": "loading"})
-    inputs = load_inputs(experiment)
-    quantization = build.quantization_config(experiment)
-    if quantization is not None:
-        hardware.mend_bitsandbytes()
-    path = build.model_path(experiment)
-    cuda = torch.cuda.is_available()
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if tokenizer.pad_token is None:  # as SFTTrainer does, but a batch is padded before it is made
-        tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=experiment.dtype,
-        quantization_config=quantization,
-        device_map={"": 0} if cuda else None,
-        trust_remote_code=False,
-    )
-    before = metrics.token_loss(model, tokenizer, inputs.heldout) if inputs.heldout else None
+    rows = load_rows(experiment.data).cut(experiment)
+    model, tokenizer = _model_and_tokenizer(experiment)
+    before = metrics.token_loss(model, tokenizer, rows.heldout) if rows.heldout else None
 
     set_seed(seed)
-    arguments = build.sft_config(experiment, seed, str(folder))
-    if inputs.validation is None:
+    arguments = sft_config(experiment, seed, str(folder))
+    if rows.validation is None:
         arguments.eval_strategy = "no"
     meter = MeterCallback(MEMORY_STEP)
-    trainer = TimedTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=_text_columns(inputs.train),
-        eval_dataset=None if inputs.validation is None else _text_columns(inputs.validation),
+        train_dataset=_text_columns(rows.train),
+        eval_dataset=None if rows.validation is None else _text_columns(rows.validation),
         processing_class=tokenizer,
-        peft_config=build.peft_config(experiment),
-        callbacks=[Watch(report, record), meter],
+        peft_config=peft_config(experiment),
+        callbacks=[_ReportSteps(report), StopOnDivergence(), meter],
     )
     trainer.remove_callback(PrinterCallback)
     tuned = trainer.model
     record["trainable_parameters"] = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     report({"phase": "training"})
     started = time.perf_counter()
-    state = trainer.train()
-    seconds = time.perf_counter() - started - trainer.evaluation_seconds
+    try:
+        trainer.train()
+    finally:
+        _put_curves(trainer, record)
+    seconds = time.perf_counter() - started - record["evaluation_seconds"]
     tokens = int(trainer.state.num_input_tokens_seen)
     record.update(
-        steps=state.global_step,
+        steps=trainer.state.global_step,
         training_seconds=round(seconds, 3),
         tokens=tokens,
         tokens_per_second=round(tokens / seconds, 1),
         memory=meter.memory.to_dict() if meter.memory else None,
         process_peak_bytes=_process_peak(),
     )
-    if inputs.validation is not None and not _evaluated(record, state.global_step):
+    evaluated = [step for step, _ in record["validation_loss"]]
+    if rows.validation is not None and trainer.state.global_step not in evaluated:
         trainer.evaluate()
-    record["evaluation_seconds"] = round(trainer.evaluation_seconds, 3)
+        _put_curves(trainer, record)
 
     report({"phase": "testing"})
-    record["metrics"] = _quality(tuned, tokenizer, inputs, record)
+    record["metrics"] = _quality(tuned, tokenizer, rows.test, record)
     if before is not None:
-        after = metrics.token_loss(tuned, tokenizer, inputs.heldout)
+        after = metrics.token_loss(tuned, tokenizer, rows.heldout)
         record["forgetting"] = {"before": before, "after": after, "rise": after - before}
     trainer.save_model(str(folder / "saved"))
     weights = (folder / "saved").glob("*.safetensors")
     record["checkpoint_bytes"] = sum(file.stat().st_size for file in weights)
 
 
+def _model_and_tokenizer(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
+    quantized = quantization_config(experiment)
+    if quantized is not None:
+        hardware.fix_bitsandbytes()
+    path = model_path(experiment)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.pad_token is None:  # as SFTTrainer does, but a batch is padded before it is made
+        tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=experiment.dtype,
+        quantization_config=quantized,
+        device_map={"": 0} if torch.cuda.is_available() else None,
+        trust_remote_code=False,
+    )
+    return model, tokenizer
+
+
 def _text_columns(rows: Dataset) -> Dataset:
     return rows.select_columns(["prompt", "completion"])
 
 
-def _evaluated(record: dict[str, Any], step: int) -> bool:
-    return bool(record["validation_loss"]) and record["validation_loss"][-1][0] == step
+def _put_curves(trainer: SFTTrainer, record: dict[str, Any]) -> None:
+    """Put what a trainer has logged so far into the record: losses by step, and its evaluations."""
+    log = trainer.state.log_history
+    for name, curve in (("loss", "loss"), ("eval_loss", "validation_loss")):
+        record[curve] = [[entry["step"], entry[name]] for entry in log if name in entry]
+    record["evaluation_seconds"] = round(sum(entry.get("eval_runtime", 0.0) for entry in log), 3)
 
 
-def _quality(
-    model: Any, tokenizer: Any, inputs: Inputs, record: dict[str, Any]
-) -> dict[str, float]:
+def _quality(model: Any, tokenizer: Any, test: Dataset, record: dict[str, Any]) -> dict[str, float]:
     """Return the test's figures: of a split with a column `kind`, each kind by itself."""
-    references = [text.strip() for text in inputs.test["completion"]]
+    references = [text.strip() for text in test["completion"]]
     longest = max(len(ids) for ids in tokenizer(references)["input_ids"])
     answers = metrics.generate(
-        model, tokenizer, inputs.test["prompt"], max_new_tokens=longest + 8, progress=False
+        model, tokenizer, test["prompt"], max_new_tokens=longest + 8, progress=False
     )
     figures: dict[str, float] = {}
     if record["validation_loss"]:
         figures["validation loss"] = record["validation_loss"][-1][1]
         figures["perplexity"] = math.exp(figures["validation loss"])
-    has_kinds = "kind" in inputs.test.column_names
-    kinds = inputs.test["kind"] if has_kinds else ["test"] * len(references)
+    kinds = test["kind"] if "kind" in test.column_names else ["test"] * len(references)
     for kind in dict.fromkeys(kinds):
-        chosen = [i for i, one in enumerate(kinds) if one == kind]
-        said, right = [answers[i] for i in chosen], [references[i] for i in chosen]
+        places = [place for place, one in enumerate(kinds) if one == kind]
+        given, right = [answers[i] for i in places], [references[i] for i in places]
         # "seen" is the test proper; other kinds are named.
         name = "" if kind in ("seen", "test") else f", {kind}"
-        figures[f"exact match{name}"] = metrics.exact_match(said, right)
+        figures[f"exact match{name}"] = metrics.exact_match(given, right)
         if all(metrics.json_record(text) is not None for text in right):
-            figures[f"fields{name}"] = float(metrics.field_accuracy(said, right).mean())
+            figures[f"fields{name}"] = float(metrics.field_accuracy(given, right).mean())
     return figures
 
 
@@ -235,6 +344,7 @@ def _process_peak() -> int | None:
 
 
 def main() -> None:
+    """Run the job that stands in the input; `runner` starts a process with this."""
     # Libraries print; only what this module reports may reach the process that reads.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -245,9 +355,4 @@ def main() -> None:
 
     job = json.loads(sys.stdin.read())
     experiment = Experiment.from_dict(job["experiment"])
-    result = execute(experiment, job["seed"], Path(job["folder"]), report)
-    report({"result": result})
-
-
-if __name__ == "__main__":
-    main()
+    report({"result": execute(experiment, job["seed"], Path(job["folder"]), report)})

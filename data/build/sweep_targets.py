@@ -1,9 +1,9 @@
-"""Ask of every causal language model that transformers knows what LoRA reaches in it.
+"""Ask of every causal language model that transformers knows what LoRA adapts in it.
 
 Each type is built from its default configuration, cut to eight layers, on the meta device: shapes,
 but no weights. What preflight.lora_targets says of it is compared with what peft really wraps. The
-table goes to data/results/target_modules.json; lesson 04 shows it and tests/test_modules.py makes
-it again. It stands here, with the scripts that make the course's other data.
+table goes to data/results/target_modules.json; lesson 04 shows it and tests/test_lora_targets.py
+makes it again. It stands here, with the scripts that make the course's other data.
 
 python data/build/sweep_targets.py          every type, in two processes
 python data/build/sweep_targets.py llama    print the records of some types
@@ -33,9 +33,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from course_utils.files import write_whole
 from course_utils.paths import DATA
 from preflight import lora_targets
-from preflight.lora_targets.discovery import adapter_size, is_reached
+from preflight.lora_targets.adapters import make_adapters
 from preflight.lora_targets.layers import find_layers
-from preflight.lora_targets.peft_rules import reach
 
 OUTPUT = DATA / "results" / "target_modules.json"
 SCHEMA = 1
@@ -128,23 +127,25 @@ def build(kind: str) -> PreTrainedModel:
     raise AssertionError
 
 
-def wrap(model: PreTrainedModel, target_modules: Any) -> tuple[set[str], int] | None:
-    """Return what peft really adapts and how many parameters it makes, None where it raises.
+def wrap(model: PreTrainedModel, target_modules: Any) -> dict[str, tuple[int, int]]:
+    """Return the rank and the parameters of each adapter that peft really makes, by whole name.
 
-    The model is changed.
+    Where peft raises there are none. The model is changed.
     """
     config = LoraConfig(r=RANK, target_modules=target_modules)
     try:
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     except ValueError:
-        return None
-    names = set()
+        return {}
+    adapters = {}
     for name, layer in adapted.base_model.model.named_modules():
         if isinstance(layer, LoraLayer):
             parameter = getattr(layer, "parameter_name", None)  # of a bare parameter's wrapper
             name = name.replace(".base_layer", "")
-            names.add(f"{name}.{parameter}" if parameter else name)
-    return names, adapted.get_nb_trainable_parameters()[0]
+            own = (p for n, p in layer.named_parameters() if n.startswith("lora_"))
+            size = sum(p.numel() for p in own)
+            adapters[f"{name}.{parameter}" if parameter else name] = layer.r["default"], size
+    return adapters
 
 
 def record(kind: str) -> dict[str, Any]:
@@ -157,22 +158,23 @@ def record(kind: str) -> dict[str, Any]:
         reason = " ".join(str(error).split()).partition(". ")[0]
         return {"type": kind, "built": False, "reason": f"{type(error).__name__}: {reason[:160]}"}
     table = lora_targets.discover(model, RANK)
-    layers = find_layers(model)
-    reached = {name: reach(model, targets, r=RANK) for name, targets in LISTS.items()}
+    layers = {layer.name: layer for layer in find_layers(model)}
+    adapters = {name: make_adapters(model, targets, r=RANK) for name, targets in LISTS.items()}
     agrees = {}
     for name, targets in LISTS.items():
-        said = set(reached[name].names), adapter_size(layers, reached[name], RANK)
-        agrees[name] = wrap(copy.deepcopy(model), targets) == (
-            None if reached[name].error else said
+        real = wrap(copy.deepcopy(model), targets)
+        found = adapters[name].modules | adapters[name].tensors
+        agrees[name] = found == real.keys() and all(
+            layers[one.removesuffix(".weight") if one not in layers else one].adapter(r) == size
+            for one, (r, size) in real.items()
         )
-
     agrees["parameters"] = table.parameters == sum(p.numel() for p in model.parameters())
     experts = "+expert" if "expert" in table.kinds else ""
     suggestion = lora_targets.suggest(model, f"all-linear{experts}", RANK)
 
     blocks = [target for target in table if target.in_blocks]
     hit = {
-        target.name: sum(is_reached(layer, reached["classic"]) for layer in target.layers)
+        target.name: sum(layer in adapters["classic"] for layer in target.layers)
         for target in blocks
     }
     whole = sum(target.parameters for target in blocks)
@@ -192,7 +194,7 @@ def record(kind: str) -> dict[str, Any]:
         "suggestion": {key: suggestion[key] for key in suggestion.keys()},
         "classic": {
             "names": [name for name in CLASSIC if name in leaves],
-            "error": reached["classic"].error,
+            "error": adapters["classic"].error,
             "coverage": coverage(part, whole),
             "share": round(part / whole, 4) if whole else 0.0,
         },
@@ -206,7 +208,7 @@ def record(kind: str) -> dict[str, Any]:
 
 
 def coverage(part: float, whole: int) -> str:
-    """Return in a word how many of the blocks' matrices a list reaches, by their parameters."""
+    """Return in a word how many of the blocks' matrices a list adapts, by their parameters."""
     if not part:
         return "not at all"
     return "fully" if part == whole else "partly"

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
 from course_utils import data
-from course_utils.hardware import mend_bitsandbytes
+from course_utils.hardware import fix_bitsandbytes
 from course_utils.paths import POCKET_MODEL
 
 
@@ -55,7 +55,7 @@ def train(model: torch.nn.Module, batches: list[list[str]]) -> list[float]:
     return losses
 
 
-mend_bitsandbytes()
+fix_bitsandbytes()
 dist.init_process_group("gloo")
 world = dist.get_world_size()
 mesh = dist.init_device_mesh("cpu", (world,))

@@ -1,23 +1,31 @@
-"""The LoRA explorer: what the arguments of LoraConfig do to size, memory and a training."""
+"""LoRA: what the arguments of LoraConfig do to size, memory and a short training.
+
+Used by lessons: 02, 04.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import pandas as pd
 import torch
-from peft import LoraConfig
-from torch import nn
+from IPython.display import HTML
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
     PrinterCallback,
-    TrainerCallback,
     set_seed,
 )
 from transformers.utils import logging
@@ -25,27 +33,117 @@ from trl import SFTConfig, SFTTrainer
 
 from course_utils import data, hardware, plots
 from course_utils.configs import build_empty, load_config
+from course_utils.display import CallResult, code_html
 from course_utils.memory import StepMemory
 from course_utils.models import base_model
-from course_utils.widgets.explorer import Explorer, before_and_now, control, image
-from preflight.explorers.adapter import BIASES, Model, lora_summary
-from preflight.lora_targets import discover
+from course_utils.widgets import Explorer, control, image, now_and_before
+from preflight.lora_targets import check_targets, discover, suggest
 from preflight.memory_plan import predict
 
+Model = PreTrainedModel | PretrainedConfig | str | Path
+BIASES = ("none", "all", "lora_only")
 BY_NAME = "by name"
 CURVES = 6  # as many as the palette has colours
 
 
-def lora_training(
-    config: LoraConfig,
-    steps: int = 20,
-    learning_rate: float = 2e-3,
-    on_step: Callable[[int], None] | None = None,
-) -> pd.Series:
+@dataclass(frozen=True)
+class LoraSummary(CallResult):
+    """What a LoraConfig makes of a model.
+
+    `arguments` are those of LoraConfig; `layers` counts the layers with an adapter, `trainable` all
+    parameters that are trained, biases among them, and `parameters` those of the model without it.
+    """
+
+    function = "LoraConfig"
+    model: str
+    arguments: Mapping[str, Any]
+    layers: int
+    trainable: int
+    parameters: int
+
+    @property
+    def config(self) -> LoraConfig:
+        """The LoraConfig, made anew each time: peft changes the one that it is given."""
+        return LoraConfig(**self.arguments)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """The size of the adapter's numbers in bytes, in float32 as peft makes them."""
+        return 4 * self.trainable
+
+    @property
+    def scaling(self) -> float:
+        """What the adapter's product is multiplied by: alpha / r."""
+        return self.arguments["lora_alpha"] / self.arguments["r"]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return ``(what, value)`` for a table."""
+        share = self.trainable / self.parameters
+        return [
+            ("model", f"{self.model}, {self.parameters:,} parameters"),
+            ("layers with an adapter", f"{self.layers}"),
+            ("trainable parameters", f"{self.trainable:,} ({share:.2%} of the model's)"),
+            ("adapter in float32", f"{self.adapter_bytes / 1e6:,.2f} MB"),
+            ("alpha / r", f"{self.scaling:g}"),
+        ]
+
+
+def lora_summary(
+    model: Model,
+    r: int = 8,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.0,
+    bias: str = "none",
+    targets: Sequence[str] | str = "all-linear",
+) -> LoraSummary:
+    """Return what these arguments of LoraConfig make of a model, which stays as it is.
+
+    `model` is a model, a config, or what `configs.load_config` takes. `targets` are names of
+    modules, "all-linear", or kinds of layers as `lora_targets.suggest` takes them ("attention").
+    The parameters are those of peft's own adapter, made without numbers.
+
+    Raises:
+        ValueError: if an argument is out of its range, or a target matches nothing.
+        FileNotFoundError, RuntimeError: as `configs.load_config`.
+    """
+    if bias not in BIASES or not 0 <= lora_dropout < 1 or lora_alpha <= 0:
+        raise ValueError(
+            f"bias={bias!r}, lora_dropout={lora_dropout!r}, lora_alpha={lora_alpha!r} were given. "
+            f"bias is one of {', '.join(BIASES)}, the dropout at least 0 and below 1, alpha above "
+            "0. Correct the one that is not."
+        )
+    empty = _empty(model)
+    if isinstance(targets, str) and targets != "all-linear":
+        suggestion = suggest(empty, targets, r=r)
+        chosen, layers = dict(suggestion), suggestion.layers
+    else:
+        check = check_targets(empty, targets, r=r)
+        if not check.ok:
+            raise ValueError(f"targets={targets!r} was given. {check}")
+        names = targets if isinstance(targets, str) else list(targets)
+        chosen, layers = {"target_modules": names}, check.layers
+    arguments = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "bias": bias}
+    arguments |= chosen | {"task_type": "CAUSAL_LM"}
+    parameters = sum(parameter.numel() for parameter in empty.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what peft corrects by itself
+        adapted = get_peft_model(empty, LoraConfig(**arguments), low_cpu_mem_usage=True)
+    trainable, _ = adapted.get_nb_trainable_parameters()
+    return LoraSummary(empty.config.model_type, arguments, layers, trainable, parameters)
+
+
+def _empty(model: Model) -> PreTrainedModel:
+    """Return a copy of a model, or the model of a config, on the meta device: without numbers."""
+    if not isinstance(model, PreTrainedModel):
+        return build_empty(load_config(model))
+    with torch.device("meta"):
+        return type(model)(model.config)
+
+
+def lora_training(config: LoraConfig, steps: int = 20, learning_rate: float = 2e-3) -> pd.Series:
     """Return the loss at each step of a short training on the tickets, in nats per token.
 
     The model is the lessons' base model; data, order and starting values are the same each time.
-    `on_step` is called with the number of each step that is done.
 
     Raises:
         ValueError: as peft does, if the config does not fit the model.
@@ -77,7 +175,6 @@ def lora_training(
             train_dataset=rows.select(range(min(len(rows), 8 * steps))),
             processing_class=AutoTokenizer.from_pretrained(base.path, trust_remote_code=False),
             peft_config=config,
-            callbacks=[_Steps(on_step)] if on_step else None,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -98,108 +195,68 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-class _Steps(TrainerCallback):
-    """Tells of each step that is done."""
-
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self.tell = tell
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tell(state.global_step)
-
-
-class LoraExplorer(Explorer):
-    """The LoRA explorer; `memories` and `curves` keep what was computed, by setting."""
-
-    def __init__(self, model: Model, steps: int, options: Mapping[str, Any]) -> None:
-        given = isinstance(model, nn.Module)
-        self.model = model if given else build_empty(load_config(model))
-        self.steps, self.options = steps, dict(options)
-        quantized = getattr(self.model.config, "quantization_config", None)
-        if isinstance(quantized, BitsAndBytesConfig):
-            self.options.setdefault("quantization_config", quantized)
-        self.memories: dict[object, StepMemory] = {}
-        self.curves: dict[str, pd.Series] = {}
-        self.now: StepMemory | None = None
-        table = discover(self.model)
-        blocks = [t for t in table if t.in_blocks and not t.refused]
-        kinds = list(dict.fromkeys(t.kind for t in blocks))
-        names = [t.name for t in blocks if not t.as_parameter and "*" not in t.name]
-        slider, menu = ipywidgets.SelectionSlider, ipywidgets.Dropdown
-        controls = {
-            "r": control(slider, "rank r", 8, [2**n for n in range(9)]),
-            "lora_alpha": control(slider, "alpha", 16, [2**n for n in range(10)]),
-            "lora_dropout": control(
-                ipywidgets.FloatSlider, "dropout", 0.0, min=0, max=0.5, step=0.05
-            ),
-            "bias": control(menu, "bias", "none", BIASES),
-            "targets": control(menu, "targets", "all-linear", ["all-linear", *kinds, BY_NAME]),
-            "names": control(
-                ipywidgets.SelectMultiple, "names", names[:1], names, disabled=True, rows=4
-            ),
-        }
-        where = base_model().name
-        self.button = ipywidgets.Button(
-            description=f"Train {steps} steps of {where}",
-            tooltip=f"A real training on the tickets with these settings ({where})",
-            layout=ipywidgets.Layout(width="340px"),
-        )
-        self.button.on_click(self._clicked)
-        self.progress = control(ipywidgets.IntProgress, "steps done", 0, min=0, max=steps)
-        self.losses = ipywidgets.HTML()
-        super().__init__(controls, self.button, self.progress)
-        self.children = (*self.children, self.losses)
-
-    def show(self, settings: Mapping[str, Any]) -> None:
-        self.controls["names"].disabled = settings["targets"] != BY_NAME
-        summary = lora_summary(self.model, **_arguments(settings))
-        self.tell(summary.table(), summary.code)
-        # Alpha is a factor: it changes no size.
-        key = repr({**summary.arguments, "lora_alpha": None})
-        if key not in self.memories:
-            self.say("simulating a training step ...")
-            self.fade(self.picture)
-            self.memories[key] = predict(
-                self.model.config, "peft", peft_config=summary.config, **self.options
-            )
-        before, self.now = self.now, self.memories[key]
-        if before is not self.now:
-            bars = before_and_now(self.now, before)
-            self.draw(plots.memory_bars(bars), plots.summarise_memory(bars))
-
-    def _clicked(self, button: object) -> None:
-        self.button.disabled = True
-        self.later(self._train)
-
-    def _train(self) -> None:
-        try:
-            arguments = _arguments(self.settings)
-            self.say("training ...")
-            summary = lora_summary(base_model().path, **arguments)
-            self.curves[_label(arguments)] = lora_training(
-                summary.config,
-                self.steps,
-                on_step=lambda step: setattr(self.progress, "value", step),
-            )
-            shown = dict(list(self.curves.items())[-CURVES:])
-            figure = plots.loss_curves(shown, f"Training loss of {base_model().name}")
-            words = " ".join(f"{name}: {plots.summarise(c)}" for name, c in shown.items())
-            self.losses.value = image(figure, words)
-            self.say("")
-        finally:
-            self.progress.value, self.button.disabled = 0, False
-
-
-def lora_explorer(model: Model, steps: int = 20, **options: Any) -> LoraExplorer:
+def lora_explorer(model: Model, steps: int = 20, **options: Any) -> Explorer:
     """Return controls for LoraConfig's arguments, with what they do to a model, as a widget.
 
-    It shows what `lora_summary` returns, the memory of a training step by `memory.predict` (which
-    takes the `options`) and, at the press of a button, what `lora_training` does in so many steps.
+    It shows what `lora_summary` returns, the memory of a training step by `memory_plan.predict`
+    (which takes the `options`) and, at the press of a button, what `lora_training` does in so many
+    steps; that is its `training`.
 
     Raises:
         ValueError, FileNotFoundError, RuntimeError: as `configs.load_config` and `discover`.
     """
-    return LoraExplorer(model, steps, options)
+    empty = _empty(model)
+    quantized = getattr(empty.config, "quantization_config", None)
+    if isinstance(quantized, BitsAndBytesConfig):
+        options.setdefault("quantization_config", quantized)
+    memories: dict[str, StepMemory] = {}
+    recent: deque[StepMemory] = deque(maxlen=2)
+    curves: dict[str, pd.Series] = {}
+
+    def show(**settings: Any) -> HTML:
+        controls["names"].disabled = settings["targets"] != BY_NAME
+        summary = lora_summary(model, **_arguments(settings))
+        key = repr({**summary.arguments, "lora_alpha": None})  # a factor, which changes no size
+        if key not in memories:
+            memories[key] = predict(empty.config, "peft", peft_config=summary.config, **options)
+        shown = now_and_before(recent, memories[key])
+        picture = image(plots.memory_bars(shown), plots.summarise_memory(shown))
+        return HTML(summary.table() + picture + code_html(summary.code))
+
+    def train(**settings: Any) -> HTML:
+        arguments = _arguments(settings)
+        config = lora_summary(base_model().path, **arguments).config
+        curves[_label(arguments)] = lora_training(config, steps)
+        shown = dict(list(curves.items())[-CURVES:])
+        figure = plots.loss_curves(shown, f"Training loss of {base_model().name}")
+        words = " ".join(f"{name}: {plots.summarise(curve)}" for name, curve in shown.items())
+        return HTML(image(figure, words))
+
+    controls = _controls(empty)
+    explorer = Explorer("LoRA explorer", show, controls)
+    button = f"Train {steps} steps of {base_model().name}"
+    training = explorer.training = Explorer("LoRA training", train, controls, button)
+    training.manual_button.layout.width = "340px"
+    row = ipywidgets.HBox([training.manual_button, training.status])
+    explorer.children = (*explorer.children, row, training.out)
+    return explorer
+
+
+def _controls(model: PreTrainedModel) -> dict[str, ipywidgets.Widget]:
+    """Return controls for the arguments of LoraConfig; targets are those that the model has."""
+    blocks = [t for t in discover(model) if t.in_blocks and not t.refused]
+    kinds = list(dict.fromkeys(t.kind for t in blocks))
+    names = [t.name for t in blocks if not t.as_parameter and "*" not in t.name]
+    slider, share, menu = ipywidgets.SelectionSlider, ipywidgets.FloatSlider, ipywidgets.Dropdown
+    several = ipywidgets.SelectMultiple
+    return {
+        "r": control(slider, "rank r", value=8, options=[2**n for n in range(9)]),
+        "lora_alpha": control(slider, "alpha", value=16, options=[2**n for n in range(10)]),
+        "lora_dropout": control(share, "dropout", max=0.5, step=0.05),
+        "bias": control(menu, "bias", options=BIASES),
+        "targets": control(menu, "targets", options=["all-linear", *kinds, BY_NAME]),
+        "names": control(several, "names", value=names[:1], options=names, rows=4),
+    }
 
 
 def _arguments(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,25 @@
-"""What a training takes, and on which GPU it fits."""
+"""What a training takes, and on which GPU it fits.
+
+Used by lessons: 02, 04.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections import deque
 from html import escape
 from typing import Any
 
 import ipywidgets
 import torch
+from IPython.display import HTML
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from course_utils import configs, plots
+from course_utils.display import call_text, code_html
 from course_utils.memory.step_memory import size_text
-from course_utils.widgets.explorer import Explorer, before_and_now, call, control
+from course_utils.widgets import Explorer, control, image, now_and_before
 from preflight.memory_plan import GPU, GPUS, OPTIMIZERS, GPUFitTable, find_gpu, fit_gpus
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -52,9 +58,9 @@ def plan_code(
         "activation_checkpointing": gradient_checkpointing,
         "optim": optimizer,
     }
-    parts = [call("BitsAndBytesConfig", quantization)] if quantization else []
-    parts += [call("LoraConfig", lora)] if lora else []
-    return "\n".join([*parts, call("SFTConfig", training)])
+    parts = [call_text("BitsAndBytesConfig", quantization)] if quantization else []
+    parts += [call_text("LoraConfig", lora)] if lora else []
+    return "\n".join([*parts, call_text("SFTConfig", training)])
 
 
 def plan_fits(model: str, method: str, **options: Any) -> GPUFitTable:
@@ -87,47 +93,7 @@ def verdict(plan: GPUFitTable, gpu: str | GPU) -> str:
     return f"Does not fit {row.gpu.name}: {held}, {size_text(-left)} too much."
 
 
-class MemoryPlanner(Explorer):
-    """The memory planner; `plans` keeps what was simulated, by setting."""
-
-    def __init__(self, model: str, gpu: GPU) -> None:
-        self.gpus = {one.name: one for one in (*GPUS, gpu)}  # a size in GiB comes last
-        self.plans: dict[tuple[Any, ...], GPUFitTable] = {}
-        self.now: GPUFitTable | None = None
-        slider, menu = ipywidgets.SelectionSlider, ipywidgets.Dropdown
-        models = list(dict.fromkeys([*configs.shipped(), model]))
-        gpus = [(f"{one.name} ({one.memory:.1f} GiB)", name) for name, one in self.gpus.items()]
-        controls = {
-            "model": control(menu, "model", model, models),
-            "method": control(menu, "method", "qlora", list(CONFIGS)),
-            "batch_size": control(slider, "batch size", 1, [2**n for n in range(8)]),
-            "length": control(slider, "length", 1024, [2**n for n in range(7, 16)]),
-            "gradient_checkpointing": control(ipywidgets.Checkbox, "gradient checkpointing", True),
-            "optimizer": control(menu, "optimizer", "adamw_torch_fused", OPTIMIZERS),
-            "gpu": control(menu, "GPU", gpu.name, gpus),
-        }
-        super().__init__(controls)
-
-    def show(self, settings: Mapping[str, Any]) -> None:
-        plan = dict(settings)
-        gpu, model, method = (plan.pop(name) for name in ("gpu", "model", "method"))
-        key = (model, method, *plan.values())
-        if key not in self.plans:
-            self.say("simulating a training step ...")
-            self.fade(self.numbers, self.picture)
-            self.plans[key] = plan_fits(model, method, gpus=self.gpus.values(), **plan)
-        before, self.now = self.now, self.plans[key]
-        text = plan_code(method, **plan)
-        said = f"<p><b>{escape(verdict(self.now, self.gpus[gpu]))}</b></p>"
-        self.tell(said + _where(self.now), text)
-        if before is not self.now:
-            bars = {
-                name: one.rows[0].memory for name, one in before_and_now(self.now, before).items()
-            }
-            self.draw(plots.memory_bars(bars), plots.summarise_memory(bars))
-
-
-def memory_planner(model: str = "llama-3.1-8b", gpu: str | float = "T4") -> MemoryPlanner:
+def memory_planner(model: str = "llama-3.1-8b", gpu: str | float = "T4") -> Explorer:
     """Return controls for a training plan, with its memory and where it fits, as a widget.
 
     It shows what `plan_fits` and `plan_code` return. `model` is a name that the course ships a
@@ -139,7 +105,36 @@ def memory_planner(model: str = "llama-3.1-8b", gpu: str | float = "T4") -> Memo
         FileNotFoundError, RuntimeError: as `configs.load_config`.
     """
     configs.load_config(model)
-    return MemoryPlanner(model, find_gpu(gpu))
+    asked = find_gpu(gpu)
+    gpus = {one.name: one for one in (*GPUS, asked)}  # a size in GiB comes last
+    recent: deque[GPUFitTable] = deque(maxlen=2)
+
+    @functools.cache
+    def plan(model: str, method: str, **options: Any) -> GPUFitTable:
+        return plan_fits(model, method, gpus=gpus.values(), **options)
+
+    def show(model: str, method: str, gpu: str, **options: Any) -> HTML:
+        now = plan(model, method, **options)
+        steps = {when: one.rows[0].memory for when, one in now_and_before(recent, now).items()}
+        picture = image(plots.memory_bars(steps), plots.summarise_memory(steps))
+        sentence = f"<p><b>{escape(verdict(now, gpus[gpu]))}</b></p>"
+        return HTML(sentence + _where(now) + picture + code_html(plan_code(method, **options)))
+
+    slider, menu = ipywidgets.SelectionSlider, ipywidgets.Dropdown
+    models = list(dict.fromkeys([*configs.shipped(), model]))
+    names = [(f"{one.name} ({one.memory:.1f} GiB)", name) for name, one in gpus.items()]
+    controls = {
+        "model": control(menu, "model", value=model, options=models),
+        "method": control(menu, "method", value="qlora", options=list(CONFIGS)),
+        "batch_size": control(slider, "batch size", options=[2**n for n in range(8)]),
+        "length": control(slider, "length", value=1024, options=[2**n for n in range(7, 16)]),
+        "gradient_checkpointing": control(
+            ipywidgets.Checkbox, "gradient checkpointing", value=True
+        ),
+        "optimizer": control(menu, "optimizer", value="adamw_torch_fused", options=OPTIMIZERS),
+        "gpu": control(menu, "GPU", value=asked.name, options=names),
+    }
+    return Explorer("Memory planner", show, controls)
 
 
 def _where(plan: GPUFitTable) -> str:

@@ -1,11 +1,16 @@
-"""What LoRA can target in a model, and whether a list of names hits it."""
+"""What LoRA can target in a model, and whether a list of names hits it.
 
-from preflight.lora_targets.choice import check_targets, suggest
+Used by lessons: 02, 04, 05a, 06.
+"""
+
+from preflight.lora_targets.adapters import Adapters, make_adapters
+from preflight.lora_targets.check import CheckedName, TargetCheck, check_targets
 from preflight.lora_targets.discovery import discover
-from preflight.lora_targets.results import CheckedName, Suggestion, TargetCheck
-from preflight.lora_targets.target_table import Rest, Target, TargetTable
+from preflight.lora_targets.suggestion import Suggestion, suggest
+from preflight.lora_targets.table import Rest, Target, TargetTable
 
 __all__ = [
+    "Adapters",
     "CheckedName",
     "Rest",
     "Suggestion",
@@ -14,5 +19,6 @@ __all__ = [
     "TargetTable",
     "check_targets",
     "discover",
+    "make_adapters",
     "suggest",
 ]

@@ -1,28 +1,29 @@
-"""Gathers a model's layers into the table of what LoRA can target."""
+"""Gathers a model's layers into the table of what LoRA can target.
+
+Used by lessons: 02, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from peft.tuners.lora import LoraModel
 from torch import nn
 from transformers import PretrainedConfig
 
 from course_utils.configs import build_empty, load_config
-from preflight.lora_targets.layers import Layer, find_layers
-from preflight.lora_targets.peft_rules import (
+from preflight.lora_targets.adapters import (
     ALL_LINEAR,
-    MAMBA_LAYERS,
-    MAMBA_TYPES,
-    Reach,
-    default_targets,
-    matches,
-    reach,
-    rewritten,
+    make_adapters,
+    matching,
+    replaced_by,
 )
-from preflight.lora_targets.target_table import Rest, Target, TargetTable
+from preflight.lora_targets.layers import Layer, find_layers
+from preflight.lora_targets.table import Rest, Target, TargetTable
 
 Model = nn.Module | PretrainedConfig | str | Path
 
@@ -36,14 +37,33 @@ def discover(model: Model, r: int = 8) -> TargetTable:
     `model` is a model, also one quantized by bitsandbytes, its config, or what
     `configs.load_config` takes; from a config it is built on the meta device, so nothing is
     downloaded but the config. Parameters of an adapter are r (d_in + d_out) for each matrix (LoRA
-    paper, arXiv 2106.09685, section 4). What peft's default and "all-linear" reach follows the
-    installed peft's rules.
+    paper, arXiv 2106.09685, section 4). What its default and "all-linear" adapt, peft itself says.
 
     Raises:
         ValueError: if the model has an adapter already, or the rank is not a whole number above 0.
         FileNotFoundError, RuntimeError: as `configs.load_config`.
     """
-    return survey(*open_model(model), r)
+    label, model = open_model(model)
+    table = list_targets(label, model, r)
+    default, all_linear = make_adapters(model, None, r=r), make_adapters(model, ALL_LINEAR, r=r)
+    names = LoraModel.target_module_mapping.get(label)
+    targets = (
+        replace(
+            target,
+            in_default=sum(layer in default for layer in target.layers),
+            in_all_linear=sum(layer in all_linear for layer in target.layers),
+        )
+        for target in table
+    )
+    return replace(
+        table,
+        targets=tuple(targets),
+        default=tuple(names) if isinstance(names, list) else names,
+        default_error=default.error,
+        default_adapter=default.parameters,
+        all_linear_error=all_linear.error,
+        all_linear_adapter=all_linear.parameters,
+    )
 
 
 def open_model(model: Model) -> tuple[str, nn.Module]:
@@ -54,8 +74,8 @@ def open_model(model: Model) -> tuple[str, nn.Module]:
     return kind or type(model).__name__, model
 
 
-def survey(label: str, model: nn.Module, r: int) -> TargetTable:
-    """Return the table for a model; `label` names it in the table."""
+def list_targets(label: str, model: nn.Module, r: int) -> TargetTable:
+    """Return the table of a model called `label`, without what peft's own choices adapt."""
     if type(r) is not int or r < 1:
         raise ValueError(f"r={r!r} was given. A rank is a whole number of at least 1, such as 8.")
     layers = find_layers(model)
@@ -64,37 +84,20 @@ def survey(label: str, model: nn.Module, r: int) -> TargetTable:
             f"{label} has no layer that LoRA can adapt. It takes torch's Linear, Embedding and "
             "convolutions, and transformers' Conv1D. Check that this is the model you meant."
         )
-    default, everything = reach(model, None, r=r), reach(model, ALL_LINEAR, r=r)
-    targets = _targets(model, layers, (default, everything), r)
     known = {layer.weight: layer.parameters for layer in layers}
     rest = _rest(model, set(known), {layer.name for layer in layers})
+    targets = []
+    owner: dict[int, str] = {}
+    for name, group in _named_groups(model, layers):
+        targets.append(_target(model, name, group, owner.get(group[0].weight), r))
+        owner |= {layer.weight: name for layer in group if layer.weight not in owner}
     return TargetTable(
         model=label,
         rank=r,
         parameters=sum(known.values()) + sum(one.parameters for one in rest),
-        targets=targets,
+        targets=tuple(targets),
         rest=rest,
-        default=default_targets(model),
-        default_error=default.error,
-        default_adapter=adapter_size(layers, default, r),
-        all_linear_error=everything.error,
-        all_linear_adapter=adapter_size(layers, everything, r),
     )
-
-
-def adapter_size(layers: Iterable[Layer], reached: Reach, r: int) -> int:
-    """Return how many parameters peft's adapters have on all that is reached."""
-    total = 0
-    for layer in layers:
-        for name in (layer.name, f"{layer.name}.weight"):
-            if name in reached.names:
-                total += layer.adapter(reached.ranks.get(name, r)) or 0
-    return total
-
-
-def is_reached(layer: str, reached: Reach) -> bool:
-    """Return whether a layer is adapted, as a module or by its weight."""
-    return layer in reached.names or f"{layer}.weight" in reached.parameters
 
 
 def target_regex(names: Sequence[str]) -> str:
@@ -103,18 +106,22 @@ def target_regex(names: Sequence[str]) -> str:
     return rf"(.*\.)?({'|'.join(each)})"
 
 
-def _targets(
-    model: nn.Module, layers: Sequence[Layer], reached: tuple[Reach, Reach], r: int
-) -> tuple[Target, ...]:
-    names = {False: [n for n, _ in model.named_modules() if n], True: []}
-    names[True] = [layer.name for layer in layers if layer.is_parameter]
+def _named_groups(model: nn.Module, layers: Sequence[Layer]) -> Iterator[tuple[str, list[Layer]]]:
+    """Yield the layers that are one target, with the shortest name that selects no others."""
+    modules = [name for name, _ in model.named_modules()]
+    tensors = [layer.name for layer in layers if layer.is_parameter]
+
+    def selects(ending: str, group: Sequence[Layer]) -> bool:
+        rule = target_regex([ending]) if "*" in ending else [ending]
+        found = matching(rule, tensors if group[0].is_parameter else modules)
+        return set(found) == {layer.name for layer in group}
+
     groups: dict[tuple[str, ...], list[Layer]] = defaultdict(list)
     for layer in layers:
-        groups[_short(layer), layer.kind, layer.type].append(layer)
-    named = []
+        groups[_short_name(layer), layer.kind, layer.type].append(layer)
     for (short, _, _), group in groups.items():
-        if _selects(short, group, names):
-            named.append((short, group))
+        if selects(short, group):
+            yield short, group
             continue
         patterns: dict[str, list[Layer]] = defaultdict(list)
         for layer in group:
@@ -122,49 +129,43 @@ def _targets(
         for pattern, members in patterns.items():
             parts = pattern.split(".")
             endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
-            exact = (ending for ending in endings if _selects(ending, members, names))
-            named.append((next(exact, pattern), members))
+            yield next((e for e in endings if selects(e, members)), pattern), members
 
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    owner: dict[int, str] = {}
-    targets = []
-    for name, group in named:
-        first, leaf = group[0], group[0].name.rpartition(".")[2]
-        notes, as_parameter = [first.note] if first.note else [], ""
-        if first.is_parameter:
-            as_parameter = name
-        elif replaced := rewritten(model, leaf):
-            as_parameter = f"{name}.weight"
-            notes.append(f"as a target module peft takes it for {', '.join(sorted(replaced))}")
-        mamba = kind in MAMBA_TYPES and leaf in MAMBA_LAYERS
-        if mamba:
+
+def _target(
+    model: nn.Module, name: str, group: Sequence[Layer], shared: str | None, r: int
+) -> Target:
+    """Return the target of some layers; `shared` names one that has the same weight."""
+    first = group[0]
+    notes, as_parameter, refused = [first.note], "", ""
+    if first.is_parameter:
+        as_parameter = name
+    elif replaced := replaced_by(model, first.name.rpartition(".")[2]):
+        as_parameter = f"{name}.weight"
+        notes.append(f"as a target module peft takes it for {', '.join(sorted(replaced))}")
+    elif first.kind in ("state-space", "convolution"):  # the kinds of which peft refuses some
+        refused = make_adapters(model, [first.name], r=r).error
+        if refused.startswith("peft refuses"):
             notes.append("peft refuses it: Mamba's kernel reads the weight past the adapter")
-        shared = owner.get(first.weight)
-        if shared:
-            notes.append(f"its weight is that of {shared}")
-        owner |= {layer.weight: name for layer in group if layer.weight not in owner}
-        sizes = [layer.adapter(r) for layer in group]
-        targets.append(
-            Target(
-                name=name,
-                kind=first.kind,
-                type=first.type,
-                count=len(group),
-                shapes=tuple(dict.fromkeys(layer.shape for layer in group)),
-                parameters=sum({layer.weight: layer.parameters for layer in group}.values()),
-                adapter=None if None in sizes else sum(sizes),
-                in_default=sum(is_reached(layer.name, reached[0]) for layer in group),
-                in_all_linear=sum(is_reached(layer.name, reached[1]) for layer in group),
-                as_parameter=as_parameter,
-                refused=mamba or None in sizes,
-                note="; ".join(notes),
-                layers=tuple(layer.name for layer in group),
-            )
-        )
-    return tuple(targets)
+    if shared:
+        notes.append(f"its weight is that of {shared}")
+    sizes = [layer.adapter(r) for layer in group]
+    return Target(
+        name=name,
+        kind=first.kind,
+        type=first.type,
+        count=len(group),
+        shapes=tuple(dict.fromkeys(layer.shape for layer in group)),
+        parameters=sum({layer.weight: layer.parameters for layer in group}.values()),
+        adapter=None if None in sizes else sum(sizes),
+        as_parameter=as_parameter,
+        refused=bool(refused) or None in sizes,
+        note="; ".join(filter(None, notes)),
+        layers=tuple(layer.name for layer in group),
+    )
 
 
-def _short(layer: Layer) -> str:
+def _short_name(layer: Layer) -> str:
     """Return the last part of a layer's name, with the part before it where it says too little."""
     parts = _pattern(layer.name).split(".")
     two = layer.is_parameter or GENERIC.fullmatch(parts[-1])
@@ -174,13 +175,6 @@ def _short(layer: Layer) -> str:
 def _pattern(name: str) -> str:
     """Return a layer's name with "*" for each number but one at its end."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
-
-
-def _selects(ending: str, group: Sequence[Layer], names: dict[bool, list[str]]) -> bool:
-    """Return whether an ending fits the names of a group and no others."""
-    rule = target_regex([ending]) if "*" in ending else {ending}
-    found = {name for name in names[group[0].is_parameter] if matches(rule, name)}
-    return found == {layer.name for layer in group}
 
 
 def _rest(model: nn.Module, weights: set[int], layers: set[str]) -> tuple[Rest, ...]:

@@ -1,4 +1,7 @@
-"""The layers of a model that LoRA can adapt: where each is, its kind, its shape, what it costs."""
+"""The layers of a model that LoRA can adapt: where each is, its kind, its shape, what it costs.
+
+Used by lessons: 02, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
@@ -102,50 +105,45 @@ def find_layers(model: nn.Module) -> list[Layer]:
         outside = has_base and name.split(".")[0] != prefix
         if isinstance(module, ADAPTABLE):
             kind = "head" if module is output else _kind(name, module, outer, outside)
-            layers.append(_layer(name, module, kind, outer))
+            layers.append(_layer(name, module, kind, outer[-1]))
         else:
             layers += _parameters(name, module)
     return layers
 
 
-def _layer(name: str, module: nn.Module, kind: str, outer: list[nn.Module]) -> Layer:
-    leaf, groups, weight = name.rpartition(".")[2], 1, getattr(module, "weight", None)
-    notes = [what for what, pattern in FUSED.items() if pattern.search(leaf)]
-    if isinstance(module, nn.MultiheadAttention):
-        shape, weight = (module.embed_dim, module.embed_dim), module.in_proj_weight
-        count = weight.numel()  # out_proj is a layer of its own
-    elif isinstance(module, CONVOLUTIONS):
-        groups, count = module.groups, weight.numel()
-        shape = (module.in_channels, module.out_channels, *module.kernel_size)
-        if groups > 1:
-            notes.append(f"{groups} groups: the rank must be a multiple, and no merging")
-    else:
-        # A 4-bit weight is packed: its own shape is not that of the matrix.
-        if isinstance(module, nn.Linear):
-            shape = (module.in_features, module.out_features)
-        else:  # Conv1D and an embedding hold their weight as d_in x d_out
-            shape = tuple(weight.shape)
-        count = math.prod(shape)
-    if isinstance(outer[-1], nn.MultiheadAttention):
+def _layer(name: str, module: nn.Module, kind: str, parent: nn.Module) -> Layer:
+    what, groups = type(module), 1
+    notes = _fused(name)
+    if isinstance(module, CONVOLUTIONS) and module.groups > 1:
+        groups = module.groups
+        notes.append(f"{groups} groups: the rank must be a multiple, and no merging")
+    if isinstance(parent, nn.MultiheadAttention):
         notes.append("MultiheadAttention reads its weight past the adapter: no effect")
-    own_forward = type(module).forward is not nn.Linear.forward
-    if isinstance(module, nn.Linear) and own_forward and not _is_plain(module):
-        notes.append(f"{type(module).__name__} computes more than a product: test an adapter on it")
-    return Layer(
-        name,
-        kind,
-        type(module).__name__,
-        shape,
-        count,
-        id(weight),
-        groups=groups,
-        note="; ".join(notes),
-    )
+    plain = what.__module__.startswith("bitsandbytes") or what.__name__ in LINEAR_FORWARDS
+    if isinstance(module, nn.Linear) and what.forward is not nn.Linear.forward and not plain:
+        notes.append(f"{what.__name__} computes more than a product: test an adapter on it")
+    shape, weight = _shape(module), getattr(module, "weight", None)
+    count = math.prod(shape) // groups
+    if isinstance(module, nn.MultiheadAttention):  # its out_proj is a layer of its own
+        weight = module.in_proj_weight
+        count = weight.numel()
+    note = "; ".join(notes)
+    return Layer(name, kind, what.__name__, shape, count, id(weight), groups=groups, note=note)
 
 
-def _is_plain(module: nn.Linear) -> bool:
-    quantized = type(module).__module__.startswith("bitsandbytes")
-    return quantized or type(module).__name__ in LINEAR_FORWARDS
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim, module.embed_dim
+    if isinstance(module, CONVOLUTIONS):
+        return module.in_channels, module.out_channels, *module.kernel_size
+    if isinstance(module, nn.Linear):  # a 4-bit weight is packed: its own shape is another
+        return module.in_features, module.out_features
+    return tuple(module.weight.shape)  # Conv1D and an embedding hold it as d_in x d_out
+
+
+def _fused(name: str) -> list[str]:
+    leaf = name.rpartition(".")[2]
+    return [what for what, pattern in FUSED.items() if pattern.search(leaf)]
 
 
 def _parameters(name: str, module: nn.Module) -> Iterator[Layer]:
@@ -161,7 +159,6 @@ def _parameters(name: str, module: nn.Module) -> Iterator[Layer]:
         if router or not getattr(module, "is_transposed", False):
             shape = (*shape[:-2], shape[-1], shape[-2])
         kind = "router" if router else "shared expert" if SHARED.search(name) else "expert"
-        notes = [what for what, pattern in FUSED.items() if pattern.search(leaf)]
         yield Layer(
             f"{name}.{leaf}",
             _tower(name) or kind,
@@ -170,7 +167,7 @@ def _parameters(name: str, module: nn.Module) -> Iterator[Layer]:
             parameter.numel(),
             id(parameter),
             is_parameter=True,
-            note="; ".join(notes),
+            note="; ".join(_fused(leaf)),
         )
 
 

@@ -1,4 +1,7 @@
-"""A trainer that is built: what shows only with the model and the rows in it."""
+"""A trainer that is built: what shows only with the model and the rows in it.
+
+Used by lessons: 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import nn
 from transformers import Trainer
 
 from preflight.dataset_check import Finding
-from preflight.lora_targets.peft_rules import matches
+from preflight.lora_targets.adapters import matching
 from preflight.training_check.report import TrainingReport, finding
 from preflight.training_check.settings import setting_findings, target_findings
 
@@ -23,7 +26,7 @@ NAMED = 5  # rows that a finding names
 def check_trainer(trainer: Trainer) -> TrainingReport:
     """Return what is wrong with a Trainer or SFTTrainer that is built and not trained yet.
 
-    Beside its settings: how much is trained, names that matched nothing, ranks above a layer's
+    Next to its settings: how much is trained, names that matched nothing, ranks above a layer's
     size, a base model quantized otherwise than meant, rows without a label. Nothing is changed and
     no random number drawn, so the training goes as it would have.
     """
@@ -64,7 +67,7 @@ def _unmatched(model: PeftModel, config: PeftConfig) -> Iterator[Finding]:
     targets = getattr(config, "target_modules", None) or ()
     adapted = getattr(model, "targeted_module_names", ())
     if adapted and not isinstance(targets, str):  # a string is one pattern, and that matched
-        missed = [n for n in sorted(targets) if not any(matches({n}, name) for name in adapted)]
+        missed = [name for name in sorted(targets) if not matching([name], adapted)]
         if missed:
             yield from target_findings(model.get_base_model().config, missed)
     kept = [name for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
@@ -109,7 +112,7 @@ def _adalora(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
             f"init_r={config.init_r} ranks in every layer, and target_r={config.target_r} has no "
             "effect. Allowed, but no longer AdaLoRA: no trainer makes that call, and none says so.",
             "Add a callback with model.base_model.update_and_allocate(state.global_step), as "
-            "lesson 05 does.",
+            "lesson 05a does.",
             "warning",
         )
     # By name, so that a check of a plain Trainer need not import trl.
@@ -129,8 +132,8 @@ def _quantized(model: nn.Module) -> Iterator[Finding]:
     if layers and layers[0].weight.quant_type == "fp4":
         yield finding(
             "fp4",
-            "The base model is quantized to fp4, the default of BitsAndBytesConfig, which drops a "
-            "misspelt bnb_4bit_quant_type without a word. Allowed are fp4 and nf4.",
+            "The base model is quantized to fp4, the default of BitsAndBytesConfig, which silently "
+            "drops a misspelt bnb_4bit_quant_type. Allowed are fp4 and nf4.",
             'QLoRA has bnb_4bit_quant_type="nf4": set it and load the model again. '
             "quantization.checked_arguments(...) finds misspelt names.",
             "warning",
@@ -176,6 +179,6 @@ def _rows(rows: object, model: nn.Module) -> Iterator[Finding]:
                 "Rows in which no token is predicted: each label is masked (-100), or there is one "
                 "token alone. They teach nothing, and a batch of them logs a loss of 0.0."
             )
-            fix = "Raise max_length, mend the column that masks them, or drop the rows."
+            fix = "Raise max_length, fix the column that masks them, or drop the rows."
             some = tuple(empty[:NAMED])
             yield Finding("error", "no_labels", what, len(empty), some, fix, "train")

@@ -1,0 +1,43 @@
+"""The checks of lesson 10.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from course_utils.exercises.registry import exercise
+
+
+@exercise("10-gpus")
+def _gpus(answer: int, needed: pd.DataFrame) -> tuple[bool, str]:
+    if answer == needed.loc["8B", "full"]:
+        return True, "of 16 bytes a parameter the weights are four; gradients and Adam: 12."
+    return False, "the row is 8B, the column full."
+
+
+@exercise("10-bill")
+def _bill(answer: float, bill: pd.DataFrame) -> tuple[bool, str]:
+    dollars = bill.loc[("8B", "lora"), "dollars"] * 50 / 15
+    if math.isclose(answer, dollars, rel_tol=0.02):
+        return True, f"{dollars:.2f} dollars; on more GPUs it would be the same, only sooner."
+    return False, "the dollars grow in proportion to the tokens: 50 million instead of 15."
+
+
+@exercise("10-accumulation")
+def _accumulation(answer: int, rows: int) -> tuple[bool, str]:
+    if answer * 4 * 2 == rows:
+        return True, "four processes, two rows each, twice: 16 rows an update."
+    return False, f"processes × rows each × accumulation has to be {rows}."
+
+
+@exercise("10-row")
+def _row(answer: int) -> tuple[bool, str]:
+    if answer == 250 * 2 * 4 * 2:
+        return True, "rows 0 to 3,999 were trained on."
+    if answer == 250 * 4:
+        return False, "nearly: an update takes the rows of both processes, twice."
+    return False, "how many rows does one update take? There were 250."
