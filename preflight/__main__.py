@@ -14,7 +14,9 @@ from preflight.commands import add_commands, add_training
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code: 0 fine, 1 found something, 2 could not run."""
-    parser = argparse.ArgumentParser(prog="python -m preflight", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m preflight", description=__doc__.partition("\n")[0]
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     add_commands(commands)
     add_training(commands)

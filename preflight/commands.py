@@ -115,7 +115,14 @@ def modules(options: argparse.Namespace) -> int:
 
 def training(options: argparse.Namespace) -> int:
     """Print what is wrong with the settings in a recipe; return 1 if it should not be trained."""
-    from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser, get_peft_config
+    from trl import (
+        DatasetMixtureConfig,
+        ModelConfig,
+        ScriptArguments,
+        SFTConfig,
+        TrlParser,
+        get_peft_config,
+    )
 
     from preflight.training_check import check_settings
 
@@ -124,10 +131,11 @@ def training(options: argparse.Namespace) -> int:
             f"'{options.recipe}' is not a file. Allowed is a recipe in YAML, as `trl sft --config` "
             "takes it. Check the path."
         )
-    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
+    # The four that `trl sft` reads.
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
     # The GPU that a recipe is for need not be here: without use_cpu, bf16 would be refused.
     here = ["--config", options.recipe, "--use_cpu", "true"]
-    _, args, model = parser.parse_args_and_config(here)
+    _, args, model, _ = parser.parse_args_and_config(here)
     report = check_settings(args, get_peft_config(model), model.model_name_or_path)
     if options.json:
         print(json.dumps({"ok": report.ok, **dataclasses.asdict(report)}, indent=2))

@@ -255,6 +255,9 @@ use_peft: true
 lora_target_modules: [q_proj, {target}]
 learning_rate: {rate}
 bf16: true
+datasets:
+- path: json
+  data_files: train.jsonl
 """
 
 
