@@ -1,10 +1,12 @@
 # Each target builds .venv first, once; an edited requirements file builds it again.
 
-# The first of these that is new enough; python3 is often an old one beside a newer python3.12.
+# The first of these that is new enough; python3 is often an old one next to a newer python3.12.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done || echo python3)
 NB ?=
+# MANY=1: test-long kills 20 times instead of twice, and more of the like.
+MANY ?=
 # How often test-long runs each lesson anew; empty, it does not.
 REPEAT ?=
 # How many test files run at a time.
@@ -26,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long lab lint book bench bench-gpu data data-model data-report slides workshop publish-as
+.PHONY: help run test maintenance test-long lab lint book bench bench-gpu data data-model data-report slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,13 +38,20 @@ run: $(READY)  ## Execute every lesson and write its page under build/ (NB=01 fo
 
 # Two files at a time, each on a core of its own; the notebooks first, since they take longest.
 test: $(TEST_READY) lint  ## Run every test, the notebooks among them
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --nbval-lax --nbval-current-env \
-		--every-notebook -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks tests --ignore=notebooks/deeper \
+		--ignore=tests/maintenance \
+		--nbval-lax --nbval-current-env --every-notebook -n $(JOBS) --dist loadfile \
+		--no-loadscope-reorder
 
-# By groups, so that no lesson runs beside itself.
-test-long: $(TEST_READY)  ## Run the repetitions: 20 kills of each kind, 10,000 odd inputs (REPEAT=10 for lessons)
-	@REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
+maintenance: $(TEST_READY) lint  ## Check what pages, notebooks, records and workflows say of each other
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/maintenance -n $(JOBS)
+
+# By groups, so that no lesson runs twice at a time.
+test-long: $(TEST_READY)  ## Run notebooks/deeper, the pages, kills and repetitions (MANY=1: 20 kills of each kind)
+	@MANY=$(MANY) REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
 		--dist loadgroup $(if $(NB),-k lesson_$(NB))
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks/deeper --nbval-lax --nbval-current-env \
+		$(if $(NB),-k $(NB)_,--every-notebook) -n $(JOBS) --dist loadfile
 
 lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks

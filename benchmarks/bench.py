@@ -1,4 +1,4 @@
-"""Speed of the course's parts, each in relation to something that runs beside it.
+"""Speed of the course's parts, each in relation to something that runs next to it.
 
     python benchmarks/bench.py             the whole table: a few minutes
     python benchmarks/bench.py training    one part of it: training, start, widgets or simulation
@@ -172,7 +172,7 @@ def with_bare_loop() -> dict[str, float]:
 
 
 def training() -> Iterator[tuple[str, str, str]]:
-    """Yield rows on lesson 00's recipe beside a bare loop and beside the copied recipe."""
+    """Yield rows on lesson 00's recipe against a bare loop and against the copied recipe."""
     cases: dict[str, Callable[[], dict[str, float]]] = {
         "lesson 00": lambda: with_trainer(RECIPE, LORA),
         "bare loop": with_bare_loop,
@@ -209,7 +209,7 @@ def watching() -> Iterator[tuple[str, str, str]]:
     seconds = time.perf_counter() - started - live.seconds - meter.seconds
     InteractiveShell.clear_instance()
     yield "live plot, of the training it draws", f"{live.seconds / seconds:.1%}", "< 3%"
-    # Beside what it does between the steps the meter slows the one that it measures.
+    # Besides what it does between the steps the meter slows the one that it measures.
     others = statistics.median(meter.steps[2:])
     extra = meter.seconds + max(0.0, meter.steps[1] - others)
     epoch = others * len(trainer.train_dataset) / RECIPE["per_device_train_batch_size"]
@@ -252,11 +252,11 @@ def start() -> Iterator[tuple[str, str, str]]:
     """Yield rows on what a reader waits for first."""
     code = "import sys, time; t = time.perf_counter(); import course_utils; "
     code += "print(time.perf_counter() - t, 'torch' in sys.modules)"
-    said = [
+    printed = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         for _ in range(5)
     ]
-    seconds, loaded = zip(*(one.stdout.split() for one in said), strict=True)
+    seconds, loaded = zip(*(one.stdout.split() for one in printed), strict=True)
     yield "import course_utils", f"{statistics.median(map(float, seconds)) * 1e3:.0f} ms", "< 50 ms"
     yield "... imports torch", "yes" if "True" in loaded else "no", "no"
     command = [sys.executable, "-m", "course_utils", "doctor"]

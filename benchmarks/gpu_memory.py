@@ -1,4 +1,4 @@
-"""Memory of training steps on a GPU, beside the prediction; written to build/gpu/.
+"""Memory of training steps on a GPU, with the prediction; written to build/gpu/.
 
     python benchmarks/gpu_memory.py headline            one QLoRA step of a 70B shape in under 48 GB
     python benchmarks/gpu_memory.py compare             1B and 8B shapes: full, LoRA, QLoRA
@@ -154,7 +154,7 @@ def train(config: PretrainedConfig, method: str, options: argparse.Namespace) ->
         try:
             trainer.train()
         finally:
-            meter.let_go()  # else it stays on after an error, and keeps the model
+            meter.stop()  # else it stays on after an error, and keeps the model
     return meter.memory
 
 

@@ -163,7 +163,7 @@ def measure(name: str, method: str, recipe: str, options: argparse.Namespace) ->
             checkpointing = guess.peak > 0.85 * memory
         elif guess.peak + guess.host > memory:
             # Pages would then move at every step, and such a GPU can hang.
-            return case | {"skipped": "the optimizer's paged state does not fit beside the rest"}
+            return case | {"skipped": "the optimizer's paged state does not fit with the rest"}
     model = gpu_memory.random_model(config, method, options.device, dtype(recipe))
     times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,8 @@
 
 Import the modules by their own names, for example ``from course_utils import hardware``; importing
 the package alone loads nothing heavy.
+
+Used by lessons: none.
 """
 
 import logging

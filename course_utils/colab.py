@@ -1,4 +1,7 @@
-"""Install what the lessons need on Colab, without touching its torch and numpy."""
+"""Install what the lessons need on Colab, without touching its torch and numpy.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A model's config by name, file, folder or hub id, and the model without its weights."""
+"""A model's config by name, file, folder or hub id, and the model without its weights.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from course_utils.paths import CONFIGS
+from course_utils.paths import CONFIGS, is_path
 
 
 def shipped() -> list[str]:
@@ -47,26 +50,56 @@ def load_config(model: str | Path | PretrainedConfig) -> PretrainedConfig:
     if not isinstance(model, str | Path) or not str(model).strip():
         raise ValueError(f"{model!r} was given as a model. {_allowed()}")
     name = str(model).strip()
+    source, path = name, Path(name).expanduser()
     if name.lower() in shipped():
-        return read_config(str(CONFIGS / f"{name.lower()}.json"), repr(name), _allowed())
-    path = Path(name).expanduser()
-    if path.is_dir():
-        _check_folder(path, name)
-        return read_config(str(path), repr(name), _allowed())
-    if path.is_file():
+        source = str(CONFIGS / f"{name.lower()}.json")
+    elif path.is_dir():
+        check_folder(path, repr(name), _allowed())
+        source = str(path)
+    elif path.is_file():
         if path.suffix != ".json":
             raise ValueError(
                 f"{name!r} is a file, but not a config. {_allowed()} Give the folder it is in."
             )
-        return read_config(str(path), repr(name), _allowed())
-    local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    if local or path.suffix == ".json":
+        source = str(path)
+    elif is_path(name) or path.suffix == ".json":
         raise FileNotFoundError(f"{name!r} does not exist. {_allowed()} Check the path.")
-    return read_config(name, repr(name), _allowed())
+    return read_config(source, repr(name), _allowed())
+
+
+def check_folder(
+    folder: Path, given: str, allowed: str, way_out: str = "", *, weights: bool = False
+) -> None:
+    """Refuse a folder without a model's config or, where `weights` are needed, without these.
+
+    `given`, `allowed` and `way_out` are as in `read_config`.
+
+    Raises:
+        FileNotFoundError: if there is no config.json, or there are no weights in safetensors.
+        ValueError: if it is the folder of an adapter.
+    """
+    if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            where = "it stands in adapter_config.json as base_model_name_or_path"
+            base = f" ({where}), or merge the two first." if weights else f": {where}."
+            raise ValueError(
+                f"{given} is an adapter, not a model. Give the model that it was trained on{base} "
+                f"{way_out}".rstrip()
+            )
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+        raise FileNotFoundError(
+            f"{given} is a folder without a config.json (it holds {found}). {allowed} "
+            f"{way_out}".rstrip()
+        )
+    if weights and not list(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{given} has a config.json but no weights in safetensors. Save the model again with "
+            f"model.save_pretrained(folder). {way_out}".rstrip()
+        )
 
 
 def read_config(source: str, given: str, allowed: str, way_out: str = "") -> PretrainedConfig:
-    """Return the config of a file, folder or hub id; what goes wrong is said in plain words.
+    """Return the config of a file, folder or hub id; an error says what is wrong.
 
     `given` says in an error what the reader gave, `allowed` what is allowed, and `way_out` what
     else there is to do.
@@ -123,20 +156,6 @@ def _allowed() -> str:
     )
 
 
-def _check_folder(folder: Path, name: str) -> None:
-    if (folder / "config.json").exists():
-        return
-    if (folder / "adapter_config.json").exists():
-        raise ValueError(
-            f"{name!r} is an adapter, not a model. Give the model that it was trained on: it "
-            "stands in adapter_config.json as base_model_name_or_path."
-        )
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-    raise FileNotFoundError(
-        f"{name!r} is a folder without a config.json (it holds {found}). {_allowed()}"
-    )
-
-
 def _explain(error: Exception, source: str, given: str, allowed: str, way_out: str) -> Exception:
     """Return the error to raise: what was given, what is allowed, what to do."""
     # transformers raises OSError for all that the hub says; the hub's own error is its cause.
@@ -144,29 +163,29 @@ def _explain(error: Exception, source: str, given: str, allowed: str, way_out: s
     reason, kind = _first_line(error), RuntimeError
     if Path(source).exists() or not isinstance(error, OSError):
         kind = ValueError
-        said = (
+        problem = (
             f"cannot be read as a model's config ({reason}). It has to be JSON with a model_type "
             "that transformers knows. Check the file, or the installed version."
         )
     elif isinstance(cause, HFValidationError):
-        kind, said = ValueError, f"is neither a path nor a name that the hub allows. {allowed}"
+        kind, problem = ValueError, f"is neither a path nor a name that the hub allows. {allowed}"
     elif isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
-        said = (
+        problem = (
             f"is not on the hub, or it is private. {allowed} Check the spelling; for a private "
             "model set the environment variable HF_TOKEN."
         )
     elif isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
-        said = (
+        problem = (
             "needs permission: the hub says that it is gated, or that the access token is not "
             "valid. Accept the model's licence on its page and set the environment variable "
             "HF_TOKEN to a token of yours, or choose an open model such as Qwen/Qwen3-0.6B-Base."
         )
     else:
-        said = (
+        problem = (
             f"could not be fetched, and no copy of it is on this machine ({reason}). {allowed} "
             "Check the spelling and the connection, and that HF_HUB_OFFLINE is not set."
         )
-    return kind(f"{given} {said} {way_out}".rstrip())
+    return kind(f"{given} {problem} {way_out}".rstrip())
 
 
 def _first_line(error: Exception) -> str:

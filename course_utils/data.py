@@ -1,4 +1,7 @@
-"""The course's datasets by name."""
+"""The course's datasets by name.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 

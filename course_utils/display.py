@@ -1,4 +1,7 @@
-"""Small tables, calls and marked tokens, as text and as HTML in which everything is escaped."""
+"""Small tables, calls and marked tokens, as text and as HTML in which everything is escaped.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 

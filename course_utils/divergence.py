@@ -1,4 +1,7 @@
-"""Stops a training whose weights or losses become infinite or NaN."""
+"""Stops a training whose weights or losses become infinite or NaN.
+
+Used by lessons: 06, 08.
+"""
 
 from __future__ import annotations
 

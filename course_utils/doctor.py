@@ -1,4 +1,7 @@
-"""The doctor: is this machine ready for the lessons? One line a check, with the fix."""
+"""The doctor: is this machine ready for the lessons? One line a check, with the fix.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 

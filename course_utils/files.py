@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all.
+
+Used by lessons: 08.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What this machine can run, and why. Works where torch is missing or broken: that is then said."""
+"""What this machine can run, and why. Works where torch is missing or broken: that is then said.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 

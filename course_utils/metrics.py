@@ -1,4 +1,7 @@
-"""How good a model is at a task, and how much it forgot."""
+"""How good a model is at a task, and how much it forgot.
+
+Used by lessons: 00, 03, 05a, 05b, 08, 09.
+"""
 
 from __future__ import annotations
 

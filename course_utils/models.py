@@ -1,4 +1,7 @@
-"""Which base model this run of the lessons uses."""
+"""Which base model this run of the lessons uses.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from course_utils.configs import read_config
-from course_utils.paths import POCKET_MODEL
+from course_utils.configs import check_folder, read_config
+from course_utils.paths import POCKET_MODEL, is_path
 
 VARIABLE = "COURSE_MODEL"
 ALLOWED = (
@@ -35,8 +38,8 @@ class BaseModel:
 def base_model() -> BaseModel:
     """Return the model named in the environment variable COURSE_MODEL, else the pocket model.
 
-    Only its config is read, so this is quick, and what cannot work is said before anything large is
-    loaded. Code from a model's repository is never run.
+    Only its config is read, so this is quick, and what cannot work is refused before anything
+    large is loaded. Code from a model's repository is never run.
 
     Raises:
         FileNotFoundError: if the name is a folder that is missing or holds no model.
@@ -49,33 +52,15 @@ def base_model() -> BaseModel:
     given = f"{VARIABLE}={name!r}"
     folder = Path(name).expanduser()
     if folder.is_dir():
-        _check_folder(folder, given)
+        check_folder(folder, given, ALLOWED, WAY_OUT, weights=True)
         _check_kind(read_config(str(folder), given, ALLOWED, WAY_OUT), given)
         return BaseModel(str(folder), folder.resolve().name, is_pocket=False)
     if folder.is_file():
         raise ValueError(f"{given} is a file. {ALLOWED} Give the folder it is in. {WAY_OUT}")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    if is_path(name):
         raise FileNotFoundError(f"{given} is a folder that does not exist. {ALLOWED} {WAY_OUT}")
     _check_kind(read_config(name, given, ALLOWED, WAY_OUT), given)
     return BaseModel(name, name.split("/")[-1], is_pocket=False)
-
-
-def _check_folder(folder: Path, given: str) -> None:
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise ValueError(
-            f"{given} is an adapter, not a model. Give the model that it was trained on (it stands "
-            f"in adapter_config.json as base_model_name_or_path), or merge the two first. {WAY_OUT}"
-        )
-    if not (folder / "config.json").exists():
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-        raise FileNotFoundError(
-            f"{given} is a folder without a config.json (it holds {found}). {ALLOWED} {WAY_OUT}"
-        )
-    if not list(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{given} has a config.json but no weights in safetensors. Save the model again with "
-            f"model.save_pretrained(folder). {WAY_OUT}"
-        )
 
 
 def _check_kind(config: PretrainedConfig, given: str) -> None:

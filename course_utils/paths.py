@@ -1,4 +1,7 @@
-"""Where the course keeps its files."""
+"""Where the course keeps its files.
+
+Used by lessons: all.
+"""
 
 from __future__ import annotations
 
@@ -9,3 +12,8 @@ DATA: Path = COURSE_ROOT / "data"
 POCKET_MODEL: Path = DATA / "models" / "pocket-llama"
 POCKET_T5: Path = DATA / "models" / "pocket-t5"
 CONFIGS: Path = DATA / "configs"
+
+
+def is_path(name: str) -> bool:
+    """Return whether a name can only be a path, and not one of the Hugging Face Hub's."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name

@@ -1,4 +1,7 @@
-"""Schedules of the learning rate: its value at each step, by the scheduler a trainer would make."""
+"""Schedules of the learning rate: its value at each step, by the scheduler a trainer would make.
+
+Used by lessons: 02, 03, 04, 06.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A model behind transformers' own server, which does not outlive the one who started it."""
+"""A model behind transformers' own server, which does not outlive the one who started it.
+
+Used by lessons: 09.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How long the steps of a training take."""
+"""How long the steps of a training take.
+
+Used by lessons: 05a, 06, 07.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Explorers: controls over functions that a cell can call without them.
 
 `quantization_explorer` is over `quantization.explore`, `schedule_explorer` over `schedule_summary`.
+
+Used by lessons: 02, 03, 04, 06.
 """
 
 from __future__ import annotations

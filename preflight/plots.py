@@ -1,4 +1,7 @@
-"""Which GPUs have the memory, as a figure."""
+"""Which GPUs have the memory, as a figure.
+
+Used by lessons: 02.
+"""
 
 from __future__ import annotations
 

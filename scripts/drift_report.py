@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
-import importlib
 import inspect
 import json
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +50,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Failure:
-    """A test that failed: where it stands, the line that names the error, and all that it said."""
+    """A test that failed: where it stands, the line that names the error, and all its output."""
 
     test: str
     error: str
@@ -65,7 +64,7 @@ def parameters(call: str) -> dict[str, str] | None:
         AttributeError, ImportError: if there is no such name.
     """
     try:
-        found = inspect.signature(_find(call)).parameters.values()
+        found = inspect.signature(pkgutil.resolve_name(call)).parameters.values()
     except ValueError:  # written in C, without a signature
         return None
     return {f"{_STARS.get(p.kind, '')}{p.name}": _default(p) for p in found}
@@ -81,18 +80,6 @@ def _default(parameter: inspect.Parameter) -> str:
         return REQUIRED
     text = re.sub(r" at 0x[0-9a-f]+", "", repr(parameter.default))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-
-
-def _find(call: str) -> Any:
-    """Return what a dotted name stands for: a module, and names in it."""
-    parts = call.split(".")
-    found = importlib.import_module(parts[0])
-    for place, part in enumerate(parts[1:], 2):
-        if not hasattr(found, part) and inspect.ismodule(found):
-            with contextlib.suppress(ModuleNotFoundError):  # getattr says it by its name
-                importlib.import_module(".".join(parts[:place]))
-        found = getattr(found, part)
-    return found
 
 
 def calls(source: str) -> Iterator[str]:
@@ -117,7 +104,7 @@ def calls(source: str) -> Iterator[str]:
 
 def record() -> Record:
     """Return what the lessons call, with the parameters in the installed libraries."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "maintenance"))
     from test_keywords import NOTEBOOKS, code_of
 
     lessons: dict[str, list[str]] = {}
@@ -137,8 +124,8 @@ def compare(before: Record) -> list[Change]:
         try:
             new = parameters(call)
         except Exception as error:  # what cannot be imported raises what it likes
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            change = _signature(name, old or {}, ()), f"gone ({said})"
+            error_text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            change = _signature(name, old or {}, ()), f"gone ({error_text})"
             found.append(Change(call, tuple(row["lessons"]), *change, True))
             continue
         if new == old or old is None or new is None:
@@ -170,7 +157,7 @@ def failures(junit: Path) -> list[Failure]:
             text = f"{problem.get('message') or ''}\n{problem.text or ''}"
             text = re.sub(r"(?:\x1b|#x1B)\[[0-9;]*m", "", text).strip()  # colours
             named = re.findall(r"^((?:\w+\.)*\w*(?:Error|Exception|Warning): .*)$", text, re.M)
-            error = (named or text.splitlines() or ["(nothing was said)"])[0][:300]
+            error = (named or text.splitlines() or ["(nothing was printed)"])[0][:300]
             found.append(Failure(f"{case.get('classname')}: {case.get('name')}", error, text))
     return found
 
@@ -233,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--record", action="store_true", help="write tests/signatures.json anew")
     parser.add_argument("--junit", type=Path, help="what pytest --junitxml wrote")
-    parser.add_argument("--output", type=Path, help="where the report goes, beside the screen")
+    parser.add_argument("--output", type=Path, help="where the report goes, besides the screen")
     options = parser.parse_args(arguments)
     if options.record:
         calls_now = record()

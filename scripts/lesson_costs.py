@@ -5,11 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from nbclient import NotebookClient
 
@@ -17,7 +15,7 @@ from course_utils import hardware
 from course_utils.files import write_whole
 
 COSTS = Path(__file__).resolve().parent.parent / "data" / "results" / "lessons.json"
-SCHEMA = 1
+SCHEMA = 2
 PAUSE = 1.0  # seconds between two readings of a lesson's memory
 
 
@@ -66,22 +64,6 @@ class Peak(threading.Thread):
         self.join()
 
 
-def calibration() -> float:
-    """Return the seconds of a fixed piece of work, the least of five turns: how fast a machine is.
-
-    A lesson's time in relation to it can be compared with that of another machine or day.
-    """
-    matrix = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32)
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        for _ in range(20):
-            matrix @ matrix
-        sum(i * i for i in range(1_000_000))
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
-
-
 def described_machine(machine: hardware.Machine) -> str:
     """Return what a record says of the machine on which it was made."""
     return f"{machine.name}, {machine.cores} cores, {machine.ram:.0f} GiB"
@@ -92,20 +74,7 @@ def recorded() -> dict[str, Any]:
     return json.loads(COSTS.read_text(encoding="utf-8"))
 
 
-def ratio(lesson: str, seconds: float, calibrated: float, jobs: int) -> float | None:
-    """Return a lesson's time in relation to the recorded one, each by its machine's calibration.
-
-    None if there is none, or if another number of lessons ran at a time: with a neighbour all is
-    slower.
-    """
-    before = recorded()
-    if before["jobs"] != jobs or lesson not in before["lessons"]:
-        return None
-    then = before["lessons"][lesson]["seconds"] / before["calibration_seconds"]
-    return seconds / calibrated / then
-
-
-def record(lessons: dict[str, tuple[float, int]], calibrated: float, jobs: int) -> None:
+def record(lessons: dict[str, tuple[float, int]], jobs: int) -> None:
     """Write what the lessons took, all of one run: seconds, and peak memory in bytes."""
     from course_utils.compare.results import environment  # torch, which no other use needs
 
@@ -115,7 +84,6 @@ def record(lessons: dict[str, tuple[float, int]], calibrated: float, jobs: int) 
         "device": described_machine(hardware.detect()),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "jobs": jobs,
-        "calibration_seconds": round(calibrated, 4),
         "lessons": {
             name: {"seconds": round(seconds), "peak_mib": peak // 2**20}
             for name, (seconds, peak) in sorted(lessons.items())

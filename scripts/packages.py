@@ -1,11 +1,12 @@
-"""Ask pip for wheels, and say in plain words why it could not get them."""
+"""Run programs; ask pip for wheels, and say in plain words why it could not get them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 # What pip prints for a fault, and what to do about it.
 REMEDIES = {
@@ -18,21 +19,21 @@ REMEDIES = {
 }
 
 
-def pip(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program; return its exit code and what it printed, as text."""
+    return subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", errors="replace", **options
+    )
+
+
+def pip(arguments: Sequence[str]) -> str:
     """Run pip and return what it printed.
 
     Raises:
         RuntimeError: if it fails, with what it printed last and what to do.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        env={**os.environ, "PYTHONUTF8": "1", **(environment or {})},
-    )
+    done = run(command, env={**os.environ, "PYTHONUTF8": "1"})
     if done.returncode:
         text = done.stderr.strip()
         found = [remedy for sign, remedy in REMEDIES.items() if sign in text]

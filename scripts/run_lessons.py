@@ -135,7 +135,7 @@ def run(path: Path, save: bool) -> Outcome:
     return outcome
 
 
-def run_all(chosen: list[Path], jobs: int, save: bool, calibrated: float) -> list[Outcome]:
+def run_all(chosen: list[Path], jobs: int, save: bool) -> list[Outcome]:
     """Run the lessons, `jobs` at a time, with a line for each as it ends."""
     outcomes = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -143,7 +143,7 @@ def run_all(chosen: list[Path], jobs: int, save: bool, calibrated: float) -> lis
         try:
             for future in as_completed(running):
                 outcomes.append(future.result())
-                line = described(outcomes[-1], calibrated, jobs)
+                line = described(outcomes[-1], jobs)
                 print(f"[{len(outcomes)}/{len(chosen)}] {line}", flush=True)
         except KeyboardInterrupt:  # those that run were interrupted as well
             pool.shutdown(wait=False, cancel_futures=True)
@@ -151,14 +151,16 @@ def run_all(chosen: list[Path], jobs: int, save: bool, calibrated: float) -> lis
     return outcomes
 
 
-def described(outcome: Outcome, calibrated: float, jobs: int) -> str:
-    """Return a lesson's line: its time, its memory and, if recorded, the ratio to the record."""
+def described(outcome: Outcome, jobs: int) -> str:
+    """Return a lesson's line: its time, its memory, and the time on record if there is one."""
     name = outcome.path.stem
     if outcome.error:
         return f"{name:<24}failed after {outcome.seconds:.0f} s\n{outcome.error}"
     line = f"{name:<24}{outcome.seconds:4.0f} s {outcome.peak / 2**30:5.1f} GiB"
-    ratio = lesson_costs.ratio(name, outcome.seconds, calibrated, jobs)
-    return line if ratio is None else f"{line} {ratio:6.2f} of the recorded time"
+    before = lesson_costs.recorded()
+    if before["jobs"] != jobs or name not in before["lessons"]:  # with a neighbour all is slower
+        return line
+    return f"{line}   (recorded: {before['lessons'][name]['seconds']} s)"
 
 
 def main() -> int:
@@ -184,12 +186,10 @@ def main() -> int:
     if jobs > 1:  # each lesson has its share of the cores
         os.environ["OMP_NUM_THREADS"] = str(max(1, machine.cores // jobs))
         print(f"{len(chosen)} lessons, {jobs} at a time", flush=True)
-    calibrated = lesson_costs.calibration()
-    outcomes = run_all(chosen, jobs, options.save, calibrated)
+    outcomes = run_all(chosen, jobs, options.save)
     ran = {one.path.stem: (one.seconds, one.peak) for one in outcomes if not one.error}
     if options.record and len(ran) == len(chosen):
-        # Once more: something else that ran at the start would make the lessons seem quick.
-        lesson_costs.record(ran, min(calibrated, lesson_costs.calibration()), jobs)
+        lesson_costs.record(ran, jobs)
     print(
         f"{len(ran)} of {len(chosen)} lessons ran. "
         f"Open the pages in {PAGES.relative_to(ROOT)}/ in a browser."

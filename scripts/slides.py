@@ -29,7 +29,7 @@ from nbformat.v4 import new_markdown_cell
 
 OUTPUT = run_lessons.ROOT / "build" / "slides"
 TEMPLATES = Path(__file__).resolve().parent
-# What a page of slides loads lies beside it: the package that has it, and where in the package.
+# What a page of slides loads lies next to it: the package that has it, and where in there.
 ASSETS = {
     "reveal": ("sphinx-revealjs==3.2.1", "sphinx_revealjs/_static/revealjs"),
     "mathjax": ("jupyter-server-mathjax==0.2.6", "jupyter_server_mathjax/static"),

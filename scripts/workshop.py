@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -88,16 +87,6 @@ def target(text: str) -> str:
             f"{', '.join(PYTHONS)}: --target windows:3.12"
         )
     return f"{system}-{SYSTEMS[system][0]}-{python}"
-
-
-def require_room(folder: Path) -> None:
-    """Raise RuntimeError if the disk is too full for the workshop's folder and its trial."""
-    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free / 2**30
-    if free < DISK_GIB:
-        raise RuntimeError(
-            f"{folder} has {free:.1f} GiB free; a workshop takes up to {DISK_GIB} GiB, most of it "
-            "for PyTorch. Free some, or choose another disk: --output FOLDER"
-        )
 
 
 def inputs(name: str) -> str:
@@ -207,14 +196,8 @@ def resolve(system: str, python: str) -> str:
     command += ["-c", str(ROOT / "constraints.txt"), "--python-version", python]
     command += ["--python-platform", SYSTEMS[system][1]]
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8") + f"\n{BUILD}\n"
-    done = subprocess.run(
-        command,
-        input=text,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "MACOSX_DEPLOYMENT_TARGET": MACOS},
-    )
+    environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": MACOS}
+    done = packages.run(command, input=text, env=environment)
     if done.returncode:
         raise RuntimeError(
             f"uv finds no versions for {system}:{python}:\n{done.stderr.strip()[-1200:]}"
@@ -230,15 +213,13 @@ def course(file: Path) -> str:
     """
     git = ["git", "-C", str(ROOT)]
     command = [*git, "archive", "--format=zip", f"--prefix={NAME}/", "-o", str(file), "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    done = packages.run(command)
     if done.returncode:
         raise RuntimeError(
             f"git could not pack the course: {done.stderr.strip()}\nA workshop is made from a "
             "clone of the repository (git clone), not from a downloaded archive of it."
         )
-    changed = subprocess.run(
-        [*git, "status", "--porcelain"], capture_output=True, text=True, encoding="utf-8"
-    ).stdout.splitlines()
+    changed = packages.run([*git, "status", "--porcelain"]).stdout.splitlines()
     note = f"; {len(changed)} files with uncommitted changes are not in it" if changed else ""
     return f"the course: {file.stat().st_size / 2**20:.0f} MiB{note}"
 
@@ -246,10 +227,7 @@ def course(file: Path) -> str:
 def no_network() -> tuple[list[str], dict[str, str]]:
     """Return how to start a program without a network: a command before it, and its variables."""
     cut = ["unshare", "--map-root-user", "--net"]
-    try:
-        works = subprocess.run([*cut, "true"], capture_output=True).returncode == 0
-    except OSError:
-        works = False
+    works = shutil.which("unshare") and packages.run([*cut, "true"]).returncode == 0
     return (cut if works else []), {**os.environ, **NO_NETWORK}
 
 
@@ -267,27 +245,18 @@ def trial(output: Path) -> str:
         python = workshop_start.program(place, "python")
         lesson = nbformat.read(place / "notebooks" / "00_quickstart.ipynb", as_version=4)
         imports = next(c.source for c in lesson.cells if c.source.startswith("# The course's help"))
-        _try([*cut, python, "-c", imports], environment, place / "notebooks")
+        _try([*cut, python, "-c", f"{imports}\nimport preflight"], environment, place / "notebooks")
         _try([*cut, python, "-m", "jupyterlab", "--version"], environment, place)
     how = "in a kernel namespace without a network" if cut else "with proxies that lead nowhere"
     return f"tried {how}: installed, the doctor is content, lesson 00's imports work"
 
 
 def _try(command: list[str], environment: dict[str, str], folder: Path) -> None:
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+    done = packages.run(command, cwd=folder, env=environment)
     if done.returncode:
         raise RuntimeError(
             f"The workshop's folder does not serve: {' '.join(command)} failed.\n"
-            f"{done.stdout.strip()[-2500:]}\nMend that and run this again."
+            f"{(done.stdout + done.stderr).strip()[-2500:]}\nFix that and run this again."
         )
 
 
@@ -297,7 +266,7 @@ def prepare(names: Sequence[str], output: Path) -> None:
     Raises:
         RuntimeError: if something cannot be had or does not serve.
     """
-    require_room(output)
+    workshop_start.require_room(output, DISK_GIB * 2**30, "--output FOLDER")
     house = output / "wheelhouse"
     house.mkdir(parents=True, exist_ok=True)
     for name in names:

@@ -3,7 +3,7 @@
     python3 start.py              set up, in the folder finetuning-course of your home
     python3 start.py --lab        open the lessons
 
-It needs Python alone: what it installs lies in the folder `wheelhouse` beside it. It can be run
+It needs Python alone: what it installs lies in the folder `wheelhouse` next to it. It can be run
 again, after a fault too: it goes on where it stopped and leaves your own changes to lessons alone.
 """
 
@@ -28,7 +28,7 @@ SYSTEMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
 PROCESSORS = {"amd64": "x86_64", "aarch64": "arm64"}
 
 
-class Refusal(Exception):
+class Refusal(RuntimeError):
     """Why the course cannot be set up here, and what to do."""
 
 
@@ -40,7 +40,7 @@ def this_machine() -> str:
 
 
 def wheels_for(machine: str) -> tuple[Path, dict]:
-    """Return the wheels for a machine and what is said of them.
+    """Return the wheels for a machine and what contents.json has on them.
 
     Raises Refusal if there are none, or if not all came along.
     """
@@ -61,14 +61,14 @@ def wheels_for(machine: str) -> tuple[Path, dict]:
     return folder, contents
 
 
-def require_room(folder: Path, needed: int) -> None:
+def require_room(folder: Path, needed: int, elsewhere: str = "start.py --into FOLDER") -> None:
     """Raise Refusal if the disk has less free than is needed, in bytes."""
     folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise Refusal(
-            f"{folder} has {free / 2**30:.1f} GiB free; the course takes {needed / 2**30:.1f} GiB. "
-            "Free some, or choose another disk: start.py --into FOLDER"
+            f"{folder} has {free / 2**30:.1f} GiB free; up to {needed / 2**30:.1f} GiB are needed, "
+            f"most of it for PyTorch. Free some, or choose another disk: {elsewhere}"
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from nbval.plugin import IPyNbCell
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+DEEPER = NOTEBOOKS / "deeper"
 # A progress bar is an output that only the first run on a machine has: later ones find the cache.
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 UNANSWERED = "answer = ...\n"
@@ -38,7 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-notebook",
         action="store_true",
-        help="fail unless the run executes a cell of every notebook in notebooks/",
+        help="fail unless the run executes each notebook of notebooks/, or of notebooks/deeper/ if "
+        "that is given instead",
     )
 
 
@@ -103,7 +105,9 @@ class NotebookCount:
 
     def __init__(self, config: pytest.Config) -> None:
         self.required = config.getoption("--every-notebook")
-        self.existing = {path.name for path in NOTEBOOKS.glob("*.ipynb")}
+        given = {Path(config.invocation_params.dir, argument).resolve() for argument in config.args}
+        folder = DEEPER if DEEPER in given else NOTEBOOKS
+        self.existing = {path.name for path in folder.glob("*.ipynb")}
         self.ran: set[str] = set()
         self.short: set[str] = set()  # a cell was left out, skipped or failed
 

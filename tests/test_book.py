@@ -16,11 +16,12 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import nbformat
+import publish_as
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -28,9 +29,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import publish_as
 
 BOOK = COURSE_ROOT / "book"
 SITE = COURSE_ROOT / "build" / "book-test"
@@ -50,9 +48,12 @@ def there(name: str) -> bool:
 
 
 MISSING = [requirement.name for requirement in NEEDED if not there(requirement.name)]
-built_here = pytest.mark.skipif(
-    bool(MISSING), reason=f"the pages need {', '.join(MISSING)}: run `make book` once"
-)
+
+
+def built_here(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that needs the site, which takes a minute to build."""
+    reason = f"the pages need {', '.join(MISSING)}: run `make book` once"
+    return pytest.mark.long(pytest.mark.skipif(bool(MISSING), reason=reason)(test))
 
 
 def module(name: str):

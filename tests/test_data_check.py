@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import time
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,19 +15,23 @@ import datasets
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from course_utils import data, paths
-from preflight import dataset_check
+from preflight.dataset_check import Finding, Report, check
 from preflight.dataset_check.formats import recognise
-from preflight.dataset_check.rules import RULES
 
-TEMPLATE = """{% for m in messages %}{% if m['role'] == 'clerk' %}{{ raise_exception('who?') }}
-{% endif %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>
-{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
-USER = {"role": "user", "content": "Where is my lamp?"}
-REPLY = {"role": "assistant", "content": "On its way."}
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'clerk' %}{{ raise_exception('who?') }}{% endif %}"
+    "{{ m['content'] }}{% endfor %}"
+)
+
+
+def turn(role: Any, content: Any, **others: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **others}
+
+
+USER, REPLY = turn("user", "Where is my lamp?"), turn("assistant", "On its way.")
 
 
 def load_script(name: str) -> ModuleType:
@@ -39,37 +44,37 @@ def load_script(name: str) -> ModuleType:
 make_bad = load_script("make_bad")
 
 
-def make_tokenizer(pad: str | None = "<|pad|>") -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on a few rows of the bad dataset's own kind."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"],
-    )
-    rows = [make_bad.good(number) for number in range(30)]
-    bpe.train_from_iterator((row["prompt"] + row["completion"] for row in rows), trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token=pad)
-    made.chat_template = TEMPLATE
+def make_tokenizer(**changes: Any) -> PreTrainedTokenizerBase:
+    made = AutoTokenizer.from_pretrained(paths.POCKET_MODEL)
+    for name, value in changes.items():
+        setattr(made, name, value)
     return made
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerBase:
     """One tokenizer for all tests; none may change it."""
     return make_tokenizer()
 
 
-def faults(report: data.Report, split: str = "train") -> dict[str, list[int]]:
+def faults(report: Report, split: str = "train") -> dict[str, list[int]]:
     """Return the codes that name rows of the split, with those rows."""
     return {f.code: list(f.rows) for f in report.findings if f.count and f.split == split}
 
 
-def codes(report: data.Report) -> set[str]:
+def codes(report: Report) -> set[str]:
     return {finding.code for finding in report.findings} - {"not_checked"}
+
+
+def find(report: Report, code: str) -> Finding:
+    return next(finding for finding in report.findings if finding.code == code)
+
+
+def mapped(report: Report, dataset: Dataset) -> Dataset:
+    """Run the line of code of the report as it stands there."""
+    scope = {"dataset": dataset}
+    exec(report.mapping, scope)
+    return scope["dataset"]
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -88,11 +93,9 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check_bad(folder: Path, name: str, tokenizer: Any) -> data.Report:
+def check_bad(folder: Path, name: str, tokenizer: Any) -> Report:
     both = {"eval_dataset": folder / "validation.jsonl", "num_labels": 4}
-    return dataset_check.check(
-        folder / name, tokenizer, max_rows=100, **(both if name == "bad.jsonl" else {})
-    )
+    return check(folder / name, tokenizer, max_rows=100, **(both if name == "bad.jsonl" else {}))
 
 
 @pytest.mark.parametrize("name", ["bad.jsonl", "tokenised.jsonl", "broken.jsonl"])
@@ -116,7 +119,7 @@ def test_the_bad_dataset_in_the_repository_is_what_the_script_makes(bad: Path) -
 
 
 def test_without_a_tokenizer_the_rest_is_still_found(bad: Path) -> None:
-    """A reader without a model at hand gets the other findings, and is told what is missing."""
+    """A reader without a model at hand gets the other findings, and reads what is missing."""
     need_tokens = {"boundary_moves", "completion_cut_away", "completion_cut_partly", "too_long"}
     expected = json.loads((bad / "faults.json").read_text())["bad.jsonl"]
     report = check_bad(bad, "bad.jsonl", None)
@@ -126,13 +129,13 @@ def test_without_a_tokenizer_the_rest_is_still_found(bad: Path) -> None:
 
 
 def test_bad_dataset_after_load_dataset(bad: Path, tokenizer: Any, tmp_path: Path) -> None:
-    """One number in a column makes datasets read all JSON text in it as dicts; it must be said."""
+    """One number in a column makes datasets read all JSON text in it as dicts; a finding."""
     expected = json.loads((bad / "faults.json").read_text())["bad.jsonl"]
     loaded = datasets.load_dataset(
         "json", data_files=str(bad / "bad.jsonl"), split="train", cache_dir=str(tmp_path)
     )
-    report = dataset_check.check(loaded, tokenizer, num_labels=4, max_rows=100)
-    found = next(finding for finding in report.findings if finding.code == "json_column")
+    report = check(loaded, tokenizer, num_labels=4, max_rows=100)
+    found = find(report, "json_column")
     assert found.severity == "error" and found.example == "['prompt', 'completion']"
     assert isinstance(loaded[0]["completion"], dict) and 0 in faults(report)["wrong_type"]
     # A key that was absent is now a None; what the JSON does not touch keeps its row.
@@ -149,122 +152,83 @@ def test_dropping_the_rows_named_leaves_a_sound_dataset(bad: Path, tokenizer: An
     named = {n for rows in faults(check_bad(bad, "bad.jsonl", tokenizer)).values() for n in rows}
     sound = [row for number, row in enumerate(rows) if number not in named]
     assert len(sound) > 10
-    report = dataset_check.check(sound, tokenizer, num_labels=4)
+    report = check(sound, tokenizer, num_labels=4)
     assert report.ok and report.findings == ()
-
-
-def test_every_rule_is_tested_here() -> None:
-    """A rule that no dataset triggers is a promise that nothing keeps."""
-    text = Path(__file__).read_text() + (paths.DATA / "bad" / "faults.json").read_text()
-    assert [code for code in RULES if f'"{code}"' not in text] == []
 
 
 # --- formats --------------------------------------------------------------------------------------
 
 TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
-PUBLIC = {
-    # name: (row, format, whether SFTTrainer needs a mapping); the columns are those of public sets
-    "plain": ({"text": "Once upon a time"}, "text", False),
-    "sft": ({"prompt": "Hi", "completion": " Hello"}, "prompt-completion", False),
-    "tulu": ({"id": "1", "messages": [USER, REPLY], "source": "x"}, "messages", False),
-    "pairs of messages": (
-        {"prompt": [USER], "completion": [REPLY]},
-        "conversational prompt-completion",
-        False,
-    ),
-    "sharegpt": ({"id": "1", "conversations": TURNS}, "ShareGPT", True),
-    "openthoughts": (
-        {
-            "system": "x",
-            "conversations": [{"from": r["role"], "value": "x"} for r in (USER, REPLY)],
-        },
-        "ShareGPT",
-        False,
-    ),
-    "conversations": ({"conversations": [USER, REPLY]}, "messages in column 'conversations'", True),
-    "lima": (
-        {"conversations": ["Hi", "Hello"], "source": "x"},
-        "list of turns in 'conversations'",
-        True,
-    ),
-    "capybara": (
-        {"source": "x", "conversation": [{"input": "Hi", "output": "Hello"}]},
-        "pairs of turns in 'conversation'",
-        True,
-    ),
-    "alpaca": ({"instruction": "Add", "input": "1 1", "output": "2"}, "Alpaca", True),
-    "alpaca without input": ({"instruction": "Add", "input": "", "output": "2"}, "Alpaca", True),
-    "dolly": (
-        {"instruction": "Who?", "context": "Ann.", "response": "Ann", "category": "qa"},
-        "Dolly",
-        True,
-    ),
-    "gsm8k": ({"question": "1+1?", "answer": "2"}, "question and answer", True),
-    "capitals": ({"Question": "1+1?", "Answer": "2"}, "question and answer", True),
-    "openorca": (
-        {"id": "1", "system_prompt": "Be brief.", "question": "1+1?", "response": "2"},
-        "question and answer",
-        True,
-    ),
-    "metamath": ({"type": "x", "query": "1+1?", "response": "2"}, "question and answer", True),
-    "squad": (
-        {"question": "Who?", "context": "Ann.", "answers": {"text": ["Ann"], "answer_start": [0]}},
-        "question and answer",
-        True,
-    ),
-    "dialogue and summary": ({"dialogue": "A: hi", "summary": "hi"}, "question and answer", True),
-    "no_robots": ({"prompt": "Hi", "messages": [USER, REPLY]}, "messages", True),
-    "text beside": ({"prompt": "a", "completion": " b", "text": "a b"}, "prompt-completion", True),
-    "hh-rlhf": ({"chosen": "H: hi A: yes", "rejected": "H: hi A: no"}, "preference", True),
-    "dpo": ({"prompt": "Hi", "chosen": " yes", "rejected": " no"}, "preference", True),
-    "ultrafeedback": (
-        {"prompt": "Hi", "chosen": [USER, REPLY], "rejected": [USER, REPLY]},
-        "preference",
-        True,
-    ),
-    "dpo messages": (
-        {"prompt": [USER], "chosen": [REPLY], "rejected": [REPLY]},
-        "preference",
-        True,
-    ),
-    "sentences": ({"idx": 1, "sentence": "A fine film."}, "text in column 'sentence'", True),
-    "one column": ({"poem": "Roses are red"}, "text in column 'poem'", True),
-    "tokenised": ({"input_ids": [1, 2], "labels": [-100, 2]}, "tokenised", False),
+SAME_ROLES = [{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Hello"}]
+INPUT_OUTPUT = [{"input": "Hi", "output": "Hello"}]
+CHAT = [USER, REPLY]
+SPAN = {"text": ["Ann"], "answer_start": [0]}
+QA = "question and answer"
+# Name: (format, row); the columns are those of public datasets.
+# fmt: off
+READY = {
+    "plain": ("text", {"text": "Once upon a time"}),
+    "sft": ("prompt-completion", {"prompt": "Hi", "completion": " Hello"}),
+    "sft chat": ("conversational prompt-completion", {"prompt": [USER], "completion": [REPLY]}),
+    "tulu": ("messages", {"id": "1", "messages": CHAT, "source": "x"}),
+    "openthoughts": ("ShareGPT", {"system": "x", "conversations": SAME_ROLES}),
+    "tokenised": ("tokenised", {"input_ids": [1, 2], "labels": [-100, 2]}),
 }
+MAPPED = {
+    "sharegpt": ("ShareGPT", {"id": "1", "conversations": TURNS}),
+    "other name": ("messages in column 'conversations'", {"conversations": CHAT}),
+    "lima": ("list of turns in 'conversations'", {"conversations": ["Hi", "Ho"], "source": "x"}),
+    "capybara": ("pairs of turns in 'conversation'", {"conversation": INPUT_OUTPUT}),
+    "alpaca": ("Alpaca", {"instruction": "Add", "input": "1 1", "output": "2"}),
+    "alpaca without input": ("Alpaca", {"instruction": "Add", "input": "", "output": "2"}),
+    "dolly": ("Dolly", {"instruction": "Who?", "context": "Ann.", "response": "A", "topic": "x"}),
+    "gsm8k": (QA, {"question": "1+1?", "answer": "2"}),
+    "capitals": (QA, {"Question": "1+1?", "Answer": "2"}),
+    "openorca": (QA, {"system_prompt": "Be brief.", "question": "1+1?", "response": "2", "id": 1}),
+    "metamath": (QA, {"type": "x", "query": "1+1?", "response": "2"}),
+    "squad": (QA, {"question": "Who?", "context": "Ann.", "answers": SPAN}),
+    "dialogue and summary": (QA, {"dialogue": "A: hi", "summary": "hi"}),
+    "no_robots": ("messages", {"prompt": "Hi", "messages": CHAT}),
+    "text, too": ("prompt-completion", {"prompt": "a", "completion": " b", "text": "a b"}),
+    "hh-rlhf": ("preference", {"chosen": "H: hi A: yes", "rejected": "H: hi A: no"}),
+    "dpo": ("preference", {"prompt": "Hi", "chosen": " yes", "rejected": " no"}),
+    "ultrafeedback": ("preference", {"prompt": "Hi", "chosen": CHAT, "rejected": CHAT}),
+    "dpo chat": ("preference", {"prompt": [USER], "chosen": [REPLY], "rejected": [REPLY]}),
+    "sentences": ("text in column 'sentence'", {"idx": 1, "sentence": "A fine film."}),
+    "one column": ("text in column 'poem'", {"poem": "Roses are red"}),
+}
+# fmt: on
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", READY)
+def test_public_formats_that_the_trainer_takes(name: str) -> None:
+    """A mapping of what needs none would only cost time."""
+    form, row = READY[name]
+    report = check([row])
+    assert (report.format, report.mapping, codes(report)) == (form, "", set())
+
+
+@pytest.mark.parametrize("name", MAPPED)
 def test_public_formats_and_their_mapping(name: str) -> None:
     """The line of code in the report, run as it stands, must give what SFTTrainer takes."""
-    row, form, needs_mapping = PUBLIC[name]
+    form, row = MAPPED[name]
     dataset = Dataset.from_list([row])
-    report = dataset_check.check(dataset)
-    assert report.format == form
-    assert bool(report.mapping) == needs_mapping
-    assert codes(report) == ({"mapping_needed"} if needs_mapping else set())
-    if not needs_mapping:
-        return
-    scope = {"dataset": dataset}
-    exec(report.mapping, scope)
-    mapped = scope["dataset"]
-    again = dataset_check.check(mapped)
+    report = check(dataset)
+    assert (report.format, codes(report)) == (form, {"mapping_needed"})
+    rows = mapped(report, dataset)
+    again = check(rows)
     assert again.ok and again.mapping == "" and codes(again) == set()
     extracted = recognise(dataset.column_names, [row]).extract(row)
-    target = {name: mapped[0][name] for name in extracted}
+    target = {name: rows[0][name] for name in extracted}
     if "messages" in target:  # a kept key such as "from" does no harm, and is not compared
-        extracted = {
-            "messages": [{k: m[k] for k in ("role", "content")} for m in extracted["messages"]]
-        }
+        extracted["messages"] = [turn(m["role"], m["content"]) for m in extracted["messages"]]
     assert target == extracted, "the check looked at something else than what is trained on"
 
 
 def test_prompts_keep_their_parts() -> None:
     """Context and system prompt are part of what the model must see."""
     row = {"system_prompt": "Be brief.", "question": "Who?", "context": "Ann.", "response": "Ann"}
-    report = dataset_check.check([row])
-    scope = {"dataset": Dataset.from_list([row])}
-    exec(report.mapping, scope)
-    assert scope["dataset"][0] == {
+    assert mapped(check([row]), Dataset.from_list([row]))[0] == {
         "prompt": "Be brief.\n\nWho?\n\nAnn.\n\nAnswer:",
         "completion": " Ann",
     }
@@ -283,99 +247,98 @@ def test_prompts_keep_their_parts() -> None:
 )
 def test_columns_that_do_not_make_a_dataset(row: dict, code: str, words: str) -> None:
     """Today's `KeyError: 'completion'` does not say which columns there are."""
-    report = dataset_check.check([row])
-    found = next(finding for finding in report.findings if finding.code == code)
-    assert not report.ok and words in found.example
-
-
-def test_splits_of_another_form() -> None:
-    """Training on one form and evaluating on another gives a loss that means nothing."""
-    report = dataset_check.check(
-        {"train": [{"text": "a"}], "test": [{"prompt": "a", "completion": " b"}]}
-    )
-    found = next(finding for finding in report.findings if finding.code == "format_differs")
-    assert found.split == "test" and "prompt-completion" in found.example
+    report = check([row])
+    assert not report.ok and words in find(report, code).example
 
 
 # --- single rules ---------------------------------------------------------------------------------
 
 
+CALL, ANSWER = turn("assistant", None, tool_calls=[{"name": "find"}]), turn("tool", "a")
+# fmt: off
+MESSAGES = [
+    # the one fault of a row ("": none), and its messages
+    ("", [USER, REPLY]),
+    ("", [turn("system", ""), USER, REPLY, USER, REPLY]),
+    ("", [turn("developer", "x"), USER, REPLY]),
+    ("", [USER, turn("assistant", [{"type": "text", "text": "x"}])]),
+    ("", [USER, CALL, ANSWER, ANSWER, REPLY]),
+    ("assistant_first", [REPLY, USER, REPLY]),
+    ("repeated_role", [USER, USER, REPLY]),
+    ("repeated_role", [USER, REPLY, REPLY]),
+    ("system_not_first", [USER, turn("system", "x"), REPLY]),
+    ("ends_with_user", [USER, REPLY, USER]),
+    ("no_assistant", [USER]),
+    ("unknown_role", [USER, turn("gpt", "x")]),
+    ("empty_value", [USER, turn("assistant", " ")]),
+    ("empty_value", []),
+    ("none_value", [USER, turn("assistant", None)]),
+    ("none_value", None),
+    ("wrong_type", [USER, turn("assistant", 5)]),
+    ("wrong_type", [USER, turn(None, "x")]),
+    ("wrong_type", [USER, turn(1, "x")]),
+    ("wrong_type", [USER, {}]),
+    ("wrong_type", [USER, None]),
+    ("wrong_type", [1, 2]),
+    ("wrong_type", [None]),
+    ("wrong_type", {"role": "user"}),
+    ("mixed_forms", "[]"),
+]
+TOKENISED = [
+    # the same of rows that a script tokenised, which goes wrong in masks and lengths first
+    ("", {"input_ids": [1, 2]}),
+    ("", {"input_ids": [1, 2], "labels": None}),
+    ("", {"input_ids": [1, 2], "completion_mask": [0, 1]}),
+    ("fully_masked", {"input_ids": [1, 2], "completion_mask": [0, 0]}),
+    ("fully_masked", {"input_ids": [1, 2], "assistant_masks": [0, 1], "completion_mask": [1, 0]}),
+    ("wrong_type", {"input_ids": [1, 2], "labels": [1]}),
+    ("wrong_type", {"input_ids": [1, "2"]}),
+    ("wrong_type", {"input_ids": "12"}),
+    ("none_value", {"input_ids": None, "labels": [1]}),
+    ("missing_column", {"labels": [1]}),
+    ("token_out_of_range", {"input_ids": [1, -7], "labels": [1, 2]}),
+]
+# fmt: on
+
+
 @pytest.mark.parametrize(
-    ("messages", "expected"),
-    [
-        ([USER, REPLY], set()),
-        ([{"role": "system", "content": ""}, USER, REPLY, USER, REPLY], set()),
-        ([{"role": "developer", "content": "x"}, USER, REPLY], set()),
-        ([USER, {**REPLY, "content": [{"type": "text", "text": "x"}]}], set()),
-        (
-            [
-                USER,
-                {"role": "assistant", "content": None, "tool_calls": [{"name": "find"}]},
-                {"role": "tool", "content": "a"},
-                {"role": "tool", "content": "b"},
-                REPLY,
-            ],
-            set(),
-        ),
-        ([REPLY, USER, REPLY], {"assistant_first"}),
-        ([USER, USER, REPLY], {"repeated_role"}),
-        ([USER, REPLY, REPLY], {"repeated_role"}),
-        ([USER, {"role": "system", "content": "x"}, REPLY], {"system_not_first"}),
-        ([USER, REPLY, USER], {"ends_with_user"}),
-        ([USER], {"no_assistant"}),
-        ([USER, {"role": "gpt", "content": "x"}], {"unknown_role"}),
-        ([USER, {"role": "assistant", "content": " "}], {"empty_value"}),
-        ([USER, {"role": "assistant", "content": None}], {"none_value"}),
-        ([USER, {"role": "assistant", "content": 5}], {"wrong_type"}),
-        ([USER, {"role": None, "content": "x"}], {"wrong_type"}),
-        ([USER, {"role": 1, "content": "x"}], {"wrong_type"}),
-        ([USER, {}], {"wrong_type"}),
-        ([USER, None], {"wrong_type"}),
-        ([1, 2], {"wrong_type"}),
-        ([None], {"wrong_type"}),
-        ([], {"empty_value"}),
-        (None, {"none_value"}),
-        ("[]", {"mixed_forms"}),
-        ({"role": "user"}, {"wrong_type"}),
-    ],
+    ("fault", "row"), [*((fault, {"messages": turns}) for fault, turns in MESSAGES), *TOKENISED]
 )
-def test_messages(messages: Any, expected: set[str], tokenizer: Any) -> None:
+def test_one_fault_of_a_row(fault: str, row: dict[str, Any], tokenizer: Any) -> None:
     """Each wrong order has its own name, and a tool's turns or parts of content are no fault."""
-    others = [{"messages": [{**USER, "content": f"Row {i}?"}, REPLY]} for i in range(3)]
-    report = dataset_check.check([*others, {"messages": messages}], tokenizer)
-    assert {c: r for c, r in faults(report).items() if c != "template_fails"} == {
-        code: [3] for code in expected
-    }
+    chats = [{"messages": [turn("user", f"Row {i}?"), REPLY]} for i in range(3)]
+    ids = [{"input_ids": [3, 4 + i]} for i in range(3)]
+    report = check([*(chats if "messages" in row else ids), row], tokenizer)
+    found = {c: r for c, r in faults(report).items() if c != "template_fails"}
+    assert found == ({fault: [3]} if fault else {})
 
 
-def test_template_that_refuses_a_row(tokenizer: Any) -> None:
+def test_template_that_refuses_a_row() -> None:
     """SFTTrainer would stop in the middle of the data with a Jinja error and no row number."""
-    rows = [{"messages": [USER, REPLY]}, {"messages": [{"role": "clerk", "content": "x"}, REPLY]}]
-    report = dataset_check.check(rows, tokenizer)
+    rows = [{"messages": [USER, REPLY]}, {"messages": [turn("clerk", "x"), REPLY]}]
+    report = check(rows, make_tokenizer(chat_template=STRICT))
     assert faults(report) == {"unknown_role": [1], "template_fails": [1]}
-    assert "who?" in next(f for f in report.findings if f.code == "template_fails").example
+    assert "who?" in find(report, "template_fails").example
 
 
-def test_tokenizer_without_a_template() -> None:
-    """Messages need a chat template; a base model's tokenizer often has none."""
-    bare = make_tokenizer()
-    bare.chat_template = None
-    assert codes(dataset_check.check([{"messages": [USER, REPLY]}], bare)) == {"no_chat_template"}
-    assert codes(dataset_check.check([{"text": "a"}], bare)) == set(), "text needs none"
+# fmt: off
+TOKENIZERS = [
+    # what is changed of the sound one, a row, and the finding
+    ({"chat_template": None}, {"messages": [USER, REPLY]}, "no_chat_template"),
+    ({"chat_template": None}, {"text": "a"}, None),  # needs none
+    ({"eos_token": None}, {"text": "a"}, "no_eos"),
+    ({"pad_token": "<|end|>"}, {"text": "a"}, "pad_is_eos"),
+    ({"pad_token": None}, {"text": "a"}, "pad_is_eos"),
+]
+# fmt: on
 
 
-def test_tokenizer_without_eos() -> None:
-    """SFTTrainer appends eos; without one it stops with a TypeError."""
-    bare = make_tokenizer()
-    bare.eos_token = None
-    assert "no_eos" in codes(dataset_check.check([{"text": "a"}], bare))
-
-
-@pytest.mark.parametrize("pad", ["<|end|>", None])
-def test_pad_that_is_eos(pad: str | None) -> None:
-    """A model fine-tuned with pad = eos and the wrong collator never stops."""
-    report = dataset_check.check([{"text": "Hello"}], make_tokenizer(pad))
-    assert codes(report) == {"pad_is_eos"} and report.ok
+@pytest.mark.parametrize(("changes", "row", "expected"), TOKENIZERS)
+def test_faults_of_the_tokenizer(changes: dict, row: dict, expected: str | None) -> None:
+    """SFTTrainer stops with an error far from the cause, or the model never learns to stop."""
+    report = check([row], make_tokenizer(**changes))
+    assert codes(report) == ({expected} if expected else set())
+    assert report.ok == (expected in (None, "pad_is_eos"))
 
 
 def test_lengths_of_chats(tokenizer: Any) -> None:
@@ -383,67 +346,46 @@ def test_lengths_of_chats(tokenizer: Any) -> None:
     long = " ".join(["lamp"] * 200)
     rows = [
         {"messages": [USER, REPLY]},
-        {"messages": [{**USER, "content": long}, REPLY]},
-        {"messages": [{**USER, "content": "Why?"}, {**REPLY, "content": long}]},
+        {"messages": [turn("user", long), REPLY]},
+        {"messages": [turn("user", "Why?"), turn("assistant", long)]},
     ]
-    assert faults(dataset_check.check(rows, tokenizer, max_length=100)) == {
+    assert faults(check(rows, tokenizer, max_length=100)) == {
         "too_long": [1, 2],
         "completion_cut_away": [1],
         "completion_cut_partly": [2],
     }
-    assert faults(dataset_check.check(rows, tokenizer, max_length=None)) == {}
+    assert faults(check(rows, tokenizer, max_length=None)) == {}
 
 
 def test_completion_without_tokens_of_its_own(tokenizer: Any) -> None:
     """A conversational completion that renders to nothing leaves a row fully masked."""
-    silent = make_tokenizer()
-    silent.chat_template = (
-        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
-    )
+    users = "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+    silent = make_tokenizer(chat_template=users)
     rows = [{"prompt": [USER], "completion": [REPLY]}]
-    assert "fully_masked" in faults(dataset_check.check(rows, silent))
-    assert faults(dataset_check.check(rows, tokenizer)) == {}
+    assert "fully_masked" in faults(check(rows, silent))
+    assert faults(check(rows, tokenizer)) == {}
 
 
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"input_ids": [1, 2]}, set()),
-        ({"input_ids": [1, 2], "labels": None}, set()),
-        ({"input_ids": [1, 2], "completion_mask": [0, 1]}, set()),
-        ({"input_ids": [1, 2], "completion_mask": [0, 0]}, {"fully_masked"}),
-        (
-            {"input_ids": [1, 2], "assistant_masks": [0, 1], "completion_mask": [1, 0]},
-            {"fully_masked"},
-        ),
-        ({"input_ids": [1, 2], "labels": [1]}, {"wrong_type"}),
-        ({"input_ids": [1, "2"]}, {"wrong_type"}),
-        ({"input_ids": "12"}, {"wrong_type"}),
-        ({"input_ids": None, "labels": [1]}, {"none_value"}),
-        ({"labels": [1]}, {"missing_column"}),
-        ({"input_ids": [1, -7], "labels": [1, 2]}, {"token_out_of_range"}),
-    ],
-)
-def test_tokenised_rows(row: dict, expected: set[str]) -> None:
-    """A script that tokenises by itself goes wrong in masks and lengths first."""
-    assert set(faults(dataset_check.check([{"input_ids": [3, 4]}, row]))) == expected
+NO_OR_YES = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+LABELS = [
+    # rows, number of classes, and the rows that are wrong
+    (Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=NO_OR_YES), None, [1]),
+    ([{"text": "a", "label": 0}, {"text": "b", "label": 2}], None, []),  # may be right
+    ([{"text": "a", "label": 0}, {"text": "b", "label": 2}], 2, [1]),
+    ([{"text": "a", "tags": [-100, 1]}, {"text": "b", "tags": [-100, 9]}], 2, [1]),
+]
 
 
-def test_labels_against_the_classes_that_the_features_name() -> None:
+@pytest.mark.parametrize(("rows", "num_labels", "wrong"), LABELS)
+def test_labels_and_classes(rows: Any, num_labels: int | None, wrong: list[int]) -> None:
     """Hub test splits hold -1 for "no label", which stops training deep inside the loss."""
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, -1, 1]}, features=features)
-    assert faults(dataset_check.check(rows)) == {"label_out_of_range": [1]}
-    plain = [{"text": "a", "label": 0}, {"text": "b", "label": 2}]
-    assert faults(dataset_check.check(plain)) == {}, "without a number of classes, 2 may be right"
-    assert faults(dataset_check.check(plain, num_labels=2)) == {"label_out_of_range": [1]}
-    tags = [{"text": "a", "tags": [-100, 1]}, {"text": "b", "tags": [-100, 9]}]
-    assert faults(dataset_check.check(tags, num_labels=2)) == {"label_out_of_range": [1]}
+    expected = {"label_out_of_range": wrong} if wrong else {}
+    assert faults(check(rows, num_labels=num_labels)) == expected
 
 
-def test_counts_are_whole_and_row_numbers_the_first_few() -> None:
+def test_all_rows_are_counted_and_the_first_few_named() -> None:
     """A report on a large file must not hold a million numbers, yet must count them."""
-    report = dataset_check.check([{"text": None}] * 50, max_rows=3)
+    report = check([{"text": None}] * 50, max_rows=3)
     found = report.findings[0]
     assert (found.count, found.rows) == (50, (0, 1, 2))
     assert found.where() == "train: 0, 1, 2, ... (50 rows)"
@@ -452,14 +394,9 @@ def test_counts_are_whole_and_row_numbers_the_first_few() -> None:
 # --- sources --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def rows() -> list[dict]:
-    """Two sound rows, and one that is None."""
-    return [{"text": "one"}, {"text": "two"}, {"text": None}]
-
-
-def test_every_source_gives_the_same_findings(rows: list[dict], tmp_path: Path) -> None:
+def test_every_source_gives_the_same_findings(tmp_path: Path) -> None:
     """The same rows must give the same report, whatever holds them."""
+    rows = [{"text": "one"}, {"text": "two"}, {"text": None}]
     made = Dataset.from_list(rows)
     made.to_parquet(tmp_path / "a.parquet")
     made.to_csv(tmp_path / "a.csv", index=False)
@@ -469,12 +406,10 @@ def test_every_source_gives_the_same_findings(rows: list[dict], tmp_path: Path) 
     (tmp_path / "wrapped.json").write_text(json.dumps({"version": 1, "data": rows}))
     (tmp_path / "array.jsonl").write_text(json.dumps(rows))
     write(tmp_path / "lines.json", *rows)
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())
-    (tmp_path / "crlf.jsonl").write_bytes(
-        (tmp_path / "a.jsonl").read_bytes().replace(b"\n", b"\r\n")
-    )
+    lines = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+    (tmp_path / "crlf.jsonl").write_bytes(lines.replace(b"\n", b"\r\n"))
     folder = tmp_path / "saved"
     made.save_to_disk(folder)
     sources = [
@@ -492,7 +427,7 @@ def test_every_source_gives_the_same_findings(rows: list[dict], tmp_path: Path) 
     ]
     assert len(sources) > 18
     for source in sources:
-        report = dataset_check.check(source)
+        report = check(source)
         assert report.rows == {"train": 3}, source
         assert faults(report) == {"none_value": [2]}, source
 
@@ -508,7 +443,7 @@ def test_folder_of_splits(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# card")
     (tmp_path / ".cache").mkdir()
     write(tmp_path / ".cache/train.jsonl", {"text": "hidden"})
-    report = dataset_check.check(tmp_path)
+    report = check(tmp_path)
     assert list(report.rows.items()) == [("train", 2), ("test", 1)]
     assert faults(report, "test") == {"split_overlap": [0]}
 
@@ -519,12 +454,8 @@ def test_csv_reads_missing_cells_as_pandas_does(tmp_path: Path) -> None:
     loaded = datasets.load_dataset(
         "csv", data_files=str(tmp_path / "a.csv"), split="train", cache_dir=str(tmp_path / "cache")
     )
-    none = [number for number, text in enumerate(loaded["text"]) if text is None]
-    assert (
-        faults(dataset_check.check(tmp_path / "a.csv"))
-        == {"none_value": none}
-        == {"none_value": [1, 2]}
-    )
+    assert [n for n, text in enumerate(loaded["text"]) if text is None] == [1, 2]
+    assert faults(check(tmp_path / "a.csv")) == {"none_value": [1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -544,8 +475,8 @@ def test_what_load_dataset_reads_otherwise(
     (tmp_path / name).write_text(content)
     kind, cache = name.split(".")[1].replace("jsonl", "json"), str(tmp_path / "cache")
     how = {"data_files": str(tmp_path / name), "split": "train", "cache_dir": cache}
-    report = dataset_check.check(tmp_path / name)
-    found = next(finding for finding in report.findings if finding.code == code)
+    report = check(tmp_path / name)
+    found = find(report, code)
     assert report.rows == {"train": rows}
     if code == "broken_line":
         with pytest.raises(datasets.exceptions.DatasetGenerationError):
@@ -560,10 +491,27 @@ def test_what_load_dataset_reads_otherwise(
         assert loaded["text"][:] == ["x", "y"] and "duplicate" not in codes(report)
 
 
-def test_a_key_twice_in_a_list_of_rows_is_read_as_by_load_dataset(tmp_path: Path) -> None:
-    """Only JSON lines stop at it; in a list the last value counts, here and there."""
-    (tmp_path / "a.json").write_text('[{"text": "x", "text": null}, {"text": "y"}]')
-    assert faults(dataset_check.check(tmp_path / "a.json")) == {"none_value": [0]}
+NOTHING = {"empty_dataset": []}  # SFTTrainer stops with a StopIteration that says nothing
+FILES = [
+    # name, content, number of rows, findings
+    ("a.jsonl", b"", 0, NOTHING),
+    ("a.json", b"", 0, NOTHING),
+    ("a.csv", b"", 0, NOTHING),
+    ("a.jsonl.gz", gzip.compress(b""), 0, NOTHING),
+    # A comma outside quotes shifts every cell of a row.
+    ("a.csv", b"text,kind\na,x\nb,c,x\nd,x\n", 2, {"broken_line": [3]}),
+    # Only JSON lines stop at a key that is there twice; in a list load_dataset takes the last.
+    ("a.json", b'[{"text": "x", "text": null}, {"text": "y"}]', 2, {"none_value": [0]}),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "rows", "expected"), FILES)
+def test_odd_files(name: str, content: bytes, rows: int, expected: dict, tmp_path: Path) -> None:
+    """What is in such files is found, and named by its line or row."""
+    (tmp_path / name).write_bytes(content)
+    report = check(tmp_path / name)
+    found = {f.code: list(f.rows) for f in report.findings if f.code != "not_checked"}
+    assert (report.rows, found) == ({"train": rows}, expected)
 
 
 def test_broken_lines_of_shards_name_their_file(tmp_path: Path) -> None:
@@ -571,28 +519,20 @@ def test_broken_lines_of_shards_name_their_file(tmp_path: Path) -> None:
     names = [f"train-0000{shard}-of-00002.jsonl" for shard in range(2)]
     for name in names:
         (tmp_path / name).write_text(f'{{"text": "{name}"}}\nbroken\n')
-    found = [f for f in dataset_check.check(tmp_path).findings if f.code == "broken_line"]
+    found = [f for f in check(tmp_path).findings if f.code == "broken_line"]
     assert [f.where() for f in found] == ["train: 2 (1 line)"] * 2
     assert all(name in f.example for name, f in zip(names, found, strict=True))
     (tmp_path / names[1]).unlink()
-    assert (
-        names[0] not in dataset_check.check(tmp_path).findings[0].example
-    )  # one file needs no name
+    alone = check(tmp_path)
+    assert names[0] not in alone.findings[0].example, "one file needs no name"
 
 
 def test_splits_of_one_name_are_kept_apart() -> None:
-    """The split `eval` of a dict beside an eval_dataset, which is called so too."""
+    """The split `eval` of a dict, and an eval_dataset, which is called so too."""
     both = {"train": [{"text": "a"}], "eval": [{"text": "b"}, {"text": "c"}]}
-    report = dataset_check.check(both, eval_dataset=[{"text": None}])
+    report = check(both, eval_dataset=[{"text": None}])
     assert report.rows == {"train": 1, "eval": 2, "eval (2)": 1}
     assert faults(report, "eval (2)") == {"none_value": [0]}
-
-
-def test_ragged_csv_names_the_line(tmp_path: Path) -> None:
-    """A comma outside quotes shifts every cell of a row."""
-    (tmp_path / "a.csv").write_text("text,kind\na,x\nb,c,x\nd,x\n")
-    report = dataset_check.check(tmp_path / "a.csv")
-    assert faults(report) == {"broken_line": [3]} and report.rows == {"train": 2}
 
 
 def test_pictures_are_not_decoded() -> None:
@@ -600,73 +540,59 @@ def test_pictures_are_not_decoded() -> None:
     features = Features({"image": datasets.Image(), "text": Value("string")})
     broken = {"bytes": b"no picture", "path": None}
     made = Dataset.from_dict({"image": [broken], "text": ["a lamp"]}, features=features)
-    assert dataset_check.check(made).ok
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
-def test_empty_file(name: str, tmp_path: Path) -> None:
-    """An empty dataset makes SFTTrainer stop with a StopIteration that says nothing."""
-    opener = gzip.open if name.endswith(".gz") else open
-    with opener(tmp_path / name, "wb"):
-        pass
-    report = dataset_check.check(tmp_path / name)
-    assert codes(report) == {"empty_dataset"} and report.rows == {"train": 0}
+    assert check(made).ok
 
 
 def test_no_rows_and_one_row(tokenizer: Any) -> None:
     """The two smallest datasets are the ones that index the first row blindly."""
-    assert "empty_dataset" in codes(dataset_check.check([], tokenizer))
-    assert "empty_dataset" in codes(dataset_check.check(Dataset.from_dict({"text": []}), tokenizer))
-    assert dataset_check.check([{"text": "a"}], tokenizer).findings == ()
-    nothing = dataset_check.check({"train": [{"text": "a"}], "test": []}, tokenizer)
+    assert "empty_dataset" in codes(check([], tokenizer))
+    assert "empty_dataset" in codes(check(Dataset.from_dict({"text": []}), tokenizer))
+    assert check([{"text": "a"}], tokenizer).findings == ()
+    nothing = check({"train": [{"text": "a"}], "test": []}, tokenizer)
     assert faults(nothing) == {} and codes(nothing) == {"empty_dataset"}
 
 
-@pytest.mark.parametrize(
-    ("source", "error", "words"),
-    [
-        ("/nowhere/train.jsonl", FileNotFoundError, "/nowhere/train.jsonl"),
-        ("train.parquet", FileNotFoundError, "hub id"),
-        (5, ValueError, "int"),
-        ({}, ValueError, "splits"),
-        ("some-owner/no-such-dataset", RuntimeError, "some-owner/no-such-dataset"),
-    ],
-)
+# fmt: off
+CLOSED = [
+    ("/nowhere/train.jsonl", FileNotFoundError, "/nowhere/train.jsonl"),
+    ("train.parquet", FileNotFoundError, "hub id"),
+    ("some-owner/no-such-dataset", RuntimeError, "some-owner/no-such-dataset"),
+    (5, ValueError, "int"),
+    ({}, ValueError, "splits"),
+    (Path("pointer.parquet"), ValueError, "LFS"),  # the commonest broken download
+    (Path("pointer.jsonl.gz"), ValueError, "LFS"),
+    (Path("a.xlsx"), ValueError, r"\.jsonl"),
+    (Path("empty"), FileNotFoundError, "no data file"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("source", "error", "words"), CLOSED)
 def test_sources_that_cannot_be_opened(
-    source: Any, error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+    source: Any, error: type, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wrong path must not become a riddle about repository names."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("pointer.parquet", "pointer.jsonl.gz", "a.xlsx"):
+        Path(name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    Path("empty").mkdir()
     with pytest.raises(error, match=words):
-        dataset_check.check(source)
+        check(source)
 
 
-def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
-    """A Git LFS pointer instead of the data is the commonest broken download."""
-    for name in ("a.parquet", "a.jsonl.gz"):
-        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\n")
-        with pytest.raises(ValueError, match="LFS"):
-            dataset_check.check(tmp_path / name)
-    (tmp_path / "a.xlsx").write_text("x")
-    with pytest.raises(ValueError, match=r"\.jsonl"):
-        dataset_check.check(tmp_path / "a.xlsx")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no data file"):
-        dataset_check.check(tmp_path / "empty")
-
-
-@pytest.mark.parametrize("max_length", [0, -1, 1.5, "1024", True])
-def test_bad_max_length(max_length: Any) -> None:
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tokenizer": "gpt2"}, "AutoTokenizer"),  # the name of a model is an easy slip
+        *(({"max_length": length}, "max_length") for length in (0, -1, 1.5, "1024", True)),
+    ],
+)
+def test_arguments_of_another_kind(given: dict[str, Any], words: str) -> None:
     """A max_length of 0 would report every row, and a string fail far from here."""
-    with pytest.raises(ValueError, match="max_length"):
-        dataset_check.check([{"text": "a"}], max_length=max_length)
-
-
-def test_bad_tokenizer() -> None:
-    """The name of a model instead of its tokenizer is an easy slip."""
-    with pytest.raises(ValueError, match="AutoTokenizer"):
-        dataset_check.check([{"text": "a"}], "gpt2")
+    with pytest.raises(ValueError, match=words):
+        check([{"text": "a"}], **given)
 
 
 # --- odd rows -------------------------------------------------------------------------------------
@@ -677,29 +603,30 @@ ODD += [[[]], [{}], {"a": None}, [1, "a", None], [{"role": "user"}], [{"from": 1
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 @pytest.mark.parametrize(
-    "columns",
+    "form",
     [
-        ("text",),
-        ("prompt", "completion"),
-        ("messages",),
-        ("conversations",),
-        ("instruction", "input", "output"),
-        ("question", "answers"),
-        ("chosen", "rejected"),
-        ("input_ids", "labels"),
-        ("whatever", "label"),
+        "text",
+        "prompt completion",
+        "messages",
+        "conversations",
+        "instruction input output",
+        "question answers",
+        "chosen rejected",
+        "input_ids labels",
+        "whatever label",
     ],
 )
-def test_odd_values_never_crash(columns: tuple, with_tokenizer: bool, tokenizer: Any) -> None:
+def test_odd_values_never_crash(form: str, with_tokenizer: bool, tokenizer: Any) -> None:
     """One odd row of a public dataset must be a finding, not the end of the check."""
+    columns = form.split()
     odd_rows = [{name: value for name in columns} for value in ODD]
     odd_rows += [{columns[0]: "fine", columns[-1]: value} for value in ODD]
     sound = {"messages": [USER, REPLY], "conversations": TURNS, "input_ids": [1]}
     rows = [{name: sound.get(name, "fine") for name in columns}, {}, None, 7, *odd_rows]
     for order in (rows, rows[::-1]):
-        report = dataset_check.check(order, tokenizer if with_tokenizer else None)
+        report = check(order, tokenizer if with_tokenizer else None)
         assert not report.ok and report.rows == {"train": len(rows)}
-        json.dumps(report.to_dict()), report.to_text(), report._repr_html_()
+        json.dumps(report.to_dict()), str(report), report._repr_html_()
 
 
 def test_deeply_nested_and_huge_rows(tmp_path: Path, tokenizer: Any) -> None:
@@ -707,24 +634,32 @@ def test_deeply_nested_and_huge_rows(tmp_path: Path, tokenizer: Any) -> None:
     deep = '{"text": ' + "[" * 900 + "]" * 900 + "}"
     huge = json.dumps({"text": "lamp " * 300_000})
     (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{deep}\n{huge}\n{"[" * 200_000}\n')
-    report = dataset_check.check(tmp_path / "a.jsonl", tokenizer)
+    report = check(tmp_path / "a.jsonl", tokenizer)
     assert faults(report) == {"wrong_type": [1], "too_long": [2], "broken_line": [4]}
-    assert len(report.to_text()) < 3000
+    assert len(str(report)) < 3000
+
+
+def write_large(path: Path, rows: int, text: str) -> Path:
+    return write(path, *({"prompt": f"{n} {text}", "completion": f" {n}"} for n in range(rows)))
 
 
 def test_large_file_in_seconds(tmp_path: Path) -> None:
     """A check that grows with the square of the rows is of no use on a public dataset."""
-    path = tmp_path / "large.jsonl"
-    body = "a sentence of a few words " * 20
-    with path.open("w") as file:
-        for number in range(50_000):
-            file.write(
-                json.dumps({"prompt": f"{number} {body}", "completion": f" {number}"}) + "\n"
-            )
-    start = time.perf_counter()
-    report = dataset_check.check(path)
-    assert report.rows == {"train": 50_000} and report.ok
-    assert time.perf_counter() - start < 20
+    path = write_large(tmp_path / "large.jsonl", rows=30_000, text="lamp " * 100)
+    start = time.process_time()
+    report = check(path)
+    assert report.rows == {"train": 30_000} and report.ok
+    assert time.process_time() - start < 12
+
+
+def test_large_file_in_little_memory(tmp_path: Path) -> None:
+    """Of each row it may keep a hash, but not its text."""
+    path = write_large(tmp_path / "large.jsonl", rows=5_000, text="lamp" * 1_000)
+    tracemalloc.start()
+    check(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 2
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -733,33 +668,27 @@ def test_large_file_in_seconds(tmp_path: Path) -> None:
 def test_dataset_text_shows_as_text() -> None:
     """A row, a role or a column named <script> must not run in the reader's notebook."""
     script = "<script>alert(1)</script>"
-    rows = [
-        {"messages": [{"role": script, "content": f"\x1b[2J{script}"}], script: 1},
-        {"messages": script},
-    ]
-    for report in (
-        dataset_check.check(rows),
-        dataset_check.check({script: rows}),
-        dataset_check.check([{script: 1}]),
-    ):
+    turns = [turn(script, f"\x1b[2J{script}")]
+    rows = [{"messages": turns, script: 1}, {"messages": script}]
+    for dataset in (rows, {script: rows}, [{script: 1}]):
+        report = check(dataset)
         html = report._repr_html_()
-        assert "<script" not in html
-        assert "&lt;script&gt;" in html
-        assert "\x1b" not in html and "\x1b" not in report.to_text()
+        assert "<script" not in html and "&lt;script&gt;" in html
+        assert "\x1b" not in html and "\x1b" not in str(report)
 
 
 def test_report_in_its_four_shapes() -> None:
     """Text, dict, DataFrame and HTML must tell the same findings."""
-    report = dataset_check.check([{"text": None}, {"text": "a"}, {"text": "A "}])
+    report = check([{"text": None}, {"text": "a"}, {"text": "A "}])
     frame = report.to_frame()
-    assert frame["code"].tolist() == [f.code for f in report.findings]
+    assert [f.code for f in report.findings] == frame["code"].tolist()
     assert frame["code"].tolist() == ["none_value", "duplicate", "not_checked"]
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["ok"] is report.ok is False
     assert [f["rows"] for f in plain["findings"]] == [[0], [2], []]
-    for shape in (report.to_text(), report._repr_html_(), str(report)):
+    for shape in (str(report), report._repr_html_()):
         assert all(f.code in shape for f in report.findings)
-    assert list(dataset_check.check([{"text": "a"}]).to_frame().columns) == list(frame.columns)
+    assert list(check([{"text": "a"}]).to_frame().columns) == list(frame.columns)
 
 
 # --- against SFTTrainer ---------------------------------------------------------------------------
@@ -789,11 +718,10 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_foresees_what_the_trainer_drops_and_cuts(train: Any, tokenizer: Any) -> None:
     """If SFTTrainer changes how it truncates, the check must not go on telling the old story."""
-    rows = [{"id": n, "prompt": r["prompt"], "completion": r["completion"]}
-            for n in range(12) if (r := make_bad.good(n))]  # fmt: skip
+    rows = [{"id": n, **make_bad.good(n)} for n in range(12)]
     rows[3]["prompt"] = "lamp " * 200 + rows[3]["prompt"]
     rows[5]["completion"] = " lamp" * 200
-    expected = faults(dataset_check.check(rows, tokenizer, max_length=180))
+    expected = faults(check(rows, tokenizer, max_length=180))
     assert expected["completion_cut_away"] == [3] and expected["completion_cut_partly"] == [5]
     kept = train(rows, tokenizer, max_length=180).train_dataset
     assert sorted(set(range(12)) - set(kept["id"])) == expected["completion_cut_away"]
@@ -804,9 +732,7 @@ def test_foresees_what_the_trainer_drops_and_cuts(train: Any, tokenizer: Any) ->
 def test_foresees_a_boundary_that_moves(train: Any, tokenizer: Any) -> None:
     """The report says which token the trainer leaves out of the prompt."""
     rows = [{"prompt": "Record: ", "completion": '{"name": "Ann"}'}]
-    assert {"prompt_ends_in_space", "boundary_moves"} == set(
-        faults(dataset_check.check(rows, tokenizer))
-    )
+    assert {"prompt_ends_in_space", "boundary_moves"} == set(faults(check(rows, tokenizer)))
     row = train(rows, tokenizer).train_dataset[0]
     learned = [
         token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100
@@ -819,16 +745,16 @@ def test_mappings_that_only_the_trainer_shows_to_be_needed(train: Any, tokenizer
     chat = {"messages": [USER, REPLY], "prompt": "Where is my lamp?"}
     with pytest.raises(KeyError, match="completion"):
         train([chat], tokenizer)
-    beside = {"prompt": "Hi", "completion": " Hello", "text": "Hi Hello"}
-    assert train([beside], tokenizer).train_dataset[0]["labels"][-1] != tokenizer.eos_token_id
-    assert dataset_check.check([chat]).mapping and dataset_check.check([beside]).mapping
+    both = {"prompt": "Hi", "completion": " Hello", "text": "Hi Hello"}
+    assert train([both], tokenizer).train_dataset[0]["labels"][-1] != tokenizer.eos_token_id
+    assert check([chat]).mapping and check([both]).mapping
 
 
 def test_what_pad_equal_to_eos_does(train: Any) -> None:
     """The finding's two claims: one collator still learns eos, the other masks it."""
     from transformers import DataCollatorForLanguageModeling
 
-    tokenizer = make_tokenizer("<|end|>")
+    tokenizer = make_tokenizer(pad_token="<|end|>")
     eos = tokenizer.eos_token_id
     trainer = train([{"text": "Hello"}], tokenizer)
     row = {"input_ids": trainer.train_dataset[0]["input_ids"]}
@@ -844,6 +770,6 @@ def test_what_pad_equal_to_eos_does(train: Any) -> None:
 @pytest.mark.parametrize("form", data.FORMS)
 def test_tickets_are_sound(form: str, tokenizer: Any) -> None:
     """The course's own dataset must pass the course's own check, in each of its forms."""
-    report = dataset_check.check(data.load("tickets", form=form), tokenizer, max_length=None)
+    report = check(data.load("tickets", form=form), tokenizer, max_length=None)
     assert report.findings == ()
     assert report.format == form and report.mapping == ""

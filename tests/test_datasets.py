@@ -16,7 +16,6 @@ import pytest
 from course_utils.paths import DATA
 
 BUILD = DATA / "build"
-sys.path.insert(0, str(BUILD))
 import corpus  # noqa: E402
 import forms  # noqa: E402
 import world  # noqa: E402

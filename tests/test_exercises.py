@@ -13,6 +13,7 @@ from nbformat import NotebookNode
 from peft import LoraConfig
 
 from course_utils import exercises
+from course_utils.exercises import registry
 from course_utils.paths import COURSE_ROOT
 
 NOTEBOOKS = sorted((COURSE_ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -50,6 +51,12 @@ def test_every_exercise_has_a_solution_and_is_found(path: Path) -> None:
         assert key.startswith(path.name[:2])
 
 
+def test_a_check_is_in_the_module_of_its_lesson() -> None:
+    """Whoever changes a lesson's exercise has to find its check by the lesson's number."""
+    for key, function in registry._CHECKS.items():
+        assert function.__module__ == f"course_utils.exercises.lesson_{key[:2]}", key
+
+
 def test_an_unknown_key_is_named() -> None:
     """A typo in a lesson's key must not look like a wrong answer."""
     with pytest.raises(ValueError, match="00-rank"):
@@ -62,7 +69,7 @@ def test_an_unknown_key_is_named() -> None:
 )
 def test_a_fault_of_the_cell_is_not_blamed_on_the_answer(answer, measured, given) -> None:
     """A learner would look for a fault in an answer that is right."""
-    with pytest.raises(ValueError, match=rf"given {given} beside .* takes trainable\..*cell"):
+    with pytest.raises(ValueError, match=rf"given {given} with .* takes trainable\..*cell"):
         exercises.check("00-rank", answer, **measured)
 
 

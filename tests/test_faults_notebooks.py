@@ -49,6 +49,7 @@ def lesson_kernel(tmp_path) -> Iterator[Kernel]:
         yield one
 
 
+@pytest.mark.long
 def test_interrupted_and_run_again_lesson_00_goes_on(lesson_kernel: Kernel) -> None:
     """Ctrl-C in the training, the same cell again, then the rest; and back to the base model."""
     cells = code_cells("00")
@@ -78,7 +79,7 @@ def test_interrupted_and_run_again_lesson_00_goes_on(lesson_kernel: Kernel) -> N
         lesson_kernel.well(source)
 
 
-def test_the_meter_lets_go_of_a_step_that_is_interrupted(lesson_kernel: Kernel) -> None:
+def test_the_meter_stops_at_a_step_that_is_interrupted(lesson_kernel: Kernel) -> None:
     """It follows every operation, so that left behind it would slow down all that comes after."""
     lesson_kernel.well(METERED)
     stack = "print(len(_get_current_dispatch_mode_stack()))"
@@ -90,7 +91,7 @@ def test_the_meter_lets_go_of_a_step_that_is_interrupted(lesson_kernel: Kernel) 
     lesson_kernel.well("meter = MeterCallback()\nmeasured(meter)")
     assert lesson_kernel.well(stack).text == "0\n"
     lesson_kernel.well("assert left.memory is None\nassert meter.memory.peak > 10e6")
-    # One that is broken off inside a cell that goes on is let go of by the next training.
+    # One that is broken off inside a cell that goes on is stopped by the next training.
     lesson_kernel.well(
         "class Fails(TrainerCallback):\n"
         "    def on_step_begin(self, args, state, control, **kwargs):\n"

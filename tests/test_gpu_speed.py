@@ -9,14 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_memory
+import gpu_speed
 import pytest
 import torch
 
 from course_utils.paths import COURSE_ROOT, DATA
-
-sys.path.insert(0, str(COURSE_ROOT / "benchmarks"))
-import gpu_memory
-import gpu_speed
 
 SCRIPT = COURSE_ROOT / "benchmarks" / "gpu_speed.py"
 
@@ -62,8 +60,8 @@ def test_a_case_that_fails_leaves_the_others(
         if (method, recipe) == ("lora", "copied"):
             return subprocess.CompletedProcess(command, 1, "")
         measured = {"shape": name, "method": method, "recipe": recipe, "peak_bytes": None}
-        said = json.dumps(measured | {"tokens_per_second": 10.0})
-        return subprocess.CompletedProcess(command, 0, f"a word of a library\n{said}\n")
+        printed = json.dumps(measured | {"tokens_per_second": 10.0})
+        return subprocess.CompletedProcess(command, 0, f"a word of a library\n{printed}\n")
 
     monkeypatch.setattr(gpu_speed.subprocess, "run", case)
     command = ["--shape", "pocket", "--device", "cpu", "--out", str(tmp_path)]
@@ -71,8 +69,8 @@ def test_a_case_that_fails_leaves_the_others(
     cases = json.loads((tmp_path / "gpu_speed.json").read_text())["cases"]
     assert len(cases) == 6
     assert [c["method"] for c in cases if "failed" in c] == ["lora"]
-    said = capsys.readouterr().out
-    assert said.count("recommended / copied") == 2 and said.count("no ratio") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("recommended / copied") == 2 and printed.count("no ratio") == 1
 
 
 def test_the_step_of_each_recipe_is_predicted() -> None:

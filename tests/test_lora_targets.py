@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import sweep_targets
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -18,11 +18,8 @@ from transformers import (
 )
 
 from course_utils import configs, hardware
-from course_utils.paths import CONFIGS, DATA, POCKET_MODEL, POCKET_T5
+from course_utils.paths import CONFIGS, POCKET_MODEL, POCKET_T5
 from preflight import lora_targets
-
-sys.path.insert(0, str(DATA / "build"))
-import sweep_targets
 
 # peft doubles the rank of two names that became one parameter, and warns that it did not.
 PATTERNS = pytest.mark.filterwarnings(
@@ -279,6 +276,20 @@ def test_quantized_layers_keep_their_shape(bits: int) -> None:
     assert suggestion == lora_targets.suggest(POCKET_MODEL, "all-linear")
     adapted = get_peft_model(model, LoraConfig(r=8, **suggestion))
     assert adapted.get_nb_trainable_parameters()[0] == suggestion.adapter
+
+
+def test_the_model_that_is_asked_about_stays_as_it_is() -> None:
+    """peft freezes what it wraps and hooks into it: that must happen to a copy, without a cost."""
+    model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL)
+    modules, config = list(model.modules()), model.config.to_dict()
+    weights = {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()}
+    assert lora_targets.make_adapters(model, "all-linear", r=8).modules
+    assert lora_targets.make_adapters(model, ["self_attn"]).error
+    assert list(model.modules()) == modules
+    assert {name: (id(p), p.data_ptr()) for name, p in model.named_parameters()} == weights
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    assert (model.config.to_dict(), hasattr(model, "peft_config")) == (config, False)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from peft import LoraConfig
-from transformers import BitsAndBytesConfig, MixtralConfig
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig, LlamaConfig, MixtralConfig
 from trl import SFTConfig
 
 from course_utils import configs
@@ -23,6 +24,7 @@ from preflight.memory_plan import (
     sharded,
     units,
 )
+from preflight.memory_plan.layers import layers_of
 
 GIB = 2**30
 # As their publishers give them: data/configs/README.md says where each is from.
@@ -304,6 +306,21 @@ def test_units_are_all_of_the_model() -> None:
     assert parts.parameters == PUBLISHED["llama-3.1-8b"]
     assert parts.outside == (2 * 128256 * 4096 + 4096) / parts.parameters
     assert math.isclose(parts.outside + 32 * parts.layer, 1)
+
+
+def test_the_layers_are_those_that_the_config_counts() -> None:
+    """A list of another length can be larger (a picture's encoder, experts); a wrapper has none."""
+    size = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 100}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = configs.build_empty(LlamaConfig(**size, **heads, num_hidden_layers=3))
+    model.encoder = torch.nn.ModuleList([torch.nn.Linear(500, 500, device="meta")])
+    assert layers_of(model) is model.model.layers
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    assert layers_of(wrapped) is model.model.layers
+    model.config.num_hidden_layers = 5  # no list is as long
+    assert layers_of(model) is model.encoder
+    del model.encoder, model.model.layers
+    assert layers_of(model) is None
 
 
 @pytest.mark.parametrize("degree", [2, 8])

@@ -67,7 +67,7 @@ def test_the_unquantized_methods_run_too(script: ModuleType) -> None:
 def test_a_case_that_memory_does_not_suffice_for_leaves_nothing(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next case would be predicted and run under the meter of this one, beside its model."""
+    """The next case would be predicted and run under the meter of this one, with its model."""
     made = []
 
     class Short(script.SFTTrainer):

@@ -1,4 +1,4 @@
-"""The meter on real steps: beside the prediction, and beside witnesses that know nothing of it."""
+"""The meter on real steps: against the prediction, and witnesses that know nothing of it."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_predicted_equals_measured(
         assert guess.total(phase) == pytest.approx(real.total(phase), rel=0.01), phase
 
 
-# What a type of peft needs beside its defaults: all linear layers, where nothing else is said.
+# What a type of peft needs besides its defaults: all linear layers, where nothing else is said.
 SETTINGS: dict[str, dict[str, object]] = {
     "ADALORA": LINEAR | {"init_r": 12, "tinit": 2, "tfinal": 2, "total_step": 10},
     "ADAPTION_PROMPT": {"adapter_len": 8, "adapter_layers": 2},
@@ -298,7 +298,7 @@ def test_the_profiler_agrees(method: str, options: dict[str, object], tmp_path: 
 
 
 def test_memtracker_agrees() -> None:
-    """Breaks if the books are wrong where PyTorch's own tracker, which works by hooks on modules
+    """Breaks if the count is wrong where PyTorch's own tracker, which works by hooks on modules
     and on the optimizer, can be asked: full fine-tuning of a small model."""
     from torch.distributed._tools.mem_tracker import MemTracker
 

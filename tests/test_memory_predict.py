@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import sys
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from pkgutil import resolve_name
+from types import FunctionType
 from unittest.mock import patch
 
+import bitsandbytes as bnb
 import pytest
 import torch
-import transformers.masking_utils
-import trl.kernels.chunked_logprob
 from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
@@ -21,9 +26,10 @@ from transformers import (
 )
 
 from course_utils.memory import CATEGORIES, PHASES, StepMemory
-from course_utils.paths import POCKET_MODEL
-from preflight.memory_plan import OPTIMIZERS, predict
-from preflight.memory_plan.fake_gpu import LibraryChanged
+from course_utils.paths import COURSE_ROOT, POCKET_MODEL
+from preflight.memory_plan import OPTIMIZERS, library_patches, predict
+from preflight.memory_plan.library_patches import LibraryChanged
+from preflight.memory_plan.predict import _warn_once
 
 SMALL = {"batch_size": 2, "length": 64}
 GIB = 2**30
@@ -69,7 +75,7 @@ def test_full_fine_tuning_by_formula(dtype: str, width: int) -> None:
     memory = predict(config, "full", dtype=dtype, loss="full", device="cpu", **SMALL)
     linear, rest, rope = sizes(config)
     parameters = width * sum(linear + rest)
-    counters = 4 * len(linear + rest)  # the fused optimizer counts steps beside each parameter
+    counters = 4 * len(linear + rest)  # the fused optimizer counts steps with each parameter
     assert memory.phases["load"]["weights"] == parameters + rope
     assert memory.phases["optimizer"]["gradients"] == parameters
     assert memory.phases["optimizer"]["optimizer state"] == 2 * parameters + counters
@@ -164,8 +170,9 @@ def test_extrapolation_equals_all_layers(method: str, options: dict[str, object]
     assert quick.host == whole.host
 
 
-def test_unlike_layers_are_all_simulated() -> None:
-    """Breaks if a stack whose layers differ is extrapolated: then some layer's kind is guessed."""
+def test_unlike_layers_are_all_simulated(caplog: pytest.LogCaptureFixture) -> None:
+    """Breaks if a stack whose layers differ is extrapolated: then some layer's kind is guessed. Or
+    if all of them are simulated silently, which takes long for a large model."""
     mixed = Qwen3Config(
         hidden_size=64,
         intermediate_size=128,
@@ -178,10 +185,21 @@ def test_unlike_layers_are_all_simulated() -> None:
         use_sliding_window=True,
         sliding_window=32,
     )
-    assert predict(mixed, "lora", **SMALL).settings["simulated_layers"] == [7]
+    _warn_once.cache_clear()
+    for length in (64, 32):  # a search asks often, and once is enough
+        memory = predict(mixed, "lora", length=length)
+        assert memory.settings["simulated_layers"] == [7]
+    assert caplog.messages == [
+        "The layers differ; all 7 are simulated, which may take minutes.",
+    ]
     some = LoraConfig(target_modules=["q_proj"], layers_to_transform=[1], task_type="CAUSAL_LM")
     memory = predict(llama(7), "peft", peft_config=some, **SMALL)
     assert memory.settings["simulated_layers"] == [7]
+    assert caplog.records[-1].levelno == logging.WARNING
+    assert "adapter may treat layers differently; all 7" in caplog.messages[-1]
+    predict(llama(7), "lora", **SMALL)
+    predict(mixed, "lora", layers="all", **SMALL)
+    assert len(caplog.messages) == 2
 
 
 def test_a_70b_model_is_simulated_in_few_layers_and_little_memory() -> None:
@@ -289,22 +307,116 @@ def test_bad_models(tmp_path: Path) -> None:
         predict(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        (transformers.masking_utils, "find_packed_sequence_indices"),
-        (trl.kernels.chunked_logprob, "_forward_tile"),
-        (trl.kernels.chunked_logprob, "_addmm_fp32"),
-    ],
-)
-def test_a_renamed_private_name_is_said(
-    monkeypatch: pytest.MonkeyPatch, module: object, name: str
+# Of each library, replaced always or for a GPU, public, private, operators, and only called.
+RELIED_ON = [
+    "transformers.masking_utils.find_packed_sequence_indices",
+    "torch.nn.functional.grouped_mm",
+    "torch.nn.functional.layer_norm",
+    "torch.nn.functional.scaled_dot_product_attention",
+    "trl.kernels.chunked_logprob._forward_tile",
+    "trl.kernels.chunked_logprob._addmm_fp32",
+    "trl.trainer.utils._use_triton",
+    "trl.trainer.utils.add_fused_lm_head",
+    "bitsandbytes.functional.QuantState",
+    "bitsandbytes.functional.int8_vectorwise_quant",
+    "bitsandbytes.optim.optimizer.GlobalOptimManager.initialize",
+    "torch.ops.bitsandbytes.int8_mixed_scaled_mm",
+    "torch.ops.bitsandbytes.gemm_4bit",
+    "transformers.trainer_pt_utils.get_parameter_names",
+]
+
+
+def with_another_parameter(original: object) -> object:
+    """Return a function that works as the original, but names its parameters otherwise."""
+
+    def changed(*args: object, **options: object) -> object:
+        return original(*args, **options)
+
+    one = inspect.Parameter("another", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    changed.__signature__ = inspect.Signature([one])
+    return changed
+
+
+def without(path: str) -> Callable[[str], object]:
+    """Return `resolve_name` as it is where there is no such path."""
+
+    def resolve(asked: str) -> object:
+        if asked == path:
+            raise AttributeError(path)
+        return resolve_name(asked)
+
+    return resolve
+
+
+@pytest.mark.parametrize("path", RELIED_ON)
+@pytest.mark.parametrize("change", ["removed", "another parameter"])
+def test_a_changed_library_is_named(
+    monkeypatch: pytest.MonkeyPatch, path: str, change: str
 ) -> None:
-    """Breaks if a library's new version drops a private name and the prediction goes quietly wrong:
-    it must stop, and say which versions work."""
-    monkeypatch.delattr(module, name)
-    with pytest.raises(LibraryChanged, match=r"constraints\.txt"):
+    """Breaks if a new version drops a name, or changes its parameters, and the prediction goes
+    quietly wrong: it must stop, and say which library it is and which versions work."""
+    module, _, name = path.rpartition(".")
+    owner, original = resolve_name(module), resolve_name(path)
+    monkeypatch.setattr(owner, name, with_another_parameter(original))
+    expected = f"has changed {path}: its parameters are (another)"
+    if change == "removed":
+        expected = f"has no {path}."
+        monkeypatch.delattr(owner, name)
+        if "torch.ops" in path:  # it makes the name anew from its registry
+            monkeypatch.setattr(library_patches, "resolve_name", without(path))
+    library = "bitsandbytes" if "bitsandbytes" in path else path.split(".")[0]
+    with pytest.raises(LibraryChanged, match=r"constraints\.txt") as caught:
         predict(llama(), "lora", **SMALL)
+    message = str(caught.value)
+    assert message.startswith(f"{library} {metadata.version(library)} {expected}")
+    assert f"as it is in {library} {library_patches.SEEN[library]}." in message
+
+
+@pytest.mark.parametrize("name", ["name2qmap", "mng"])
+def test_a_changed_optimizer_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Breaks if the optimizer's step meets another bitsandbytes with a traceback."""
+    make = bnb.optim.AdamW.__init__
+
+    def incomplete(self: object, *args: object, **options: object) -> None:
+        make(self, *args, **options)
+        vars(self).pop(name)
+
+    monkeypatch.setattr(bnb.optim.AdamW, "__init__", incomplete)
+    with pytest.raises(LibraryChanged, match=rf"^bitsandbytes .*AdamW.*{name}"):
+        predict(llama(), "full", optimizer="adamw_8bit", **SMALL)
+
+
+def another_version(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    """Let a library say that it is of another version than the one that was seen."""
+    version = metadata.version
+    monkeypatch.setattr(
+        library_patches.metadata, "version", lambda n: "99.0" if n == library else version(n)
+    )
+
+
+def test_a_failure_inside_a_changed_library_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if what a check of names cannot see, such as a new attribute that the optimizer's
+    manager needs, ends as "cannot be simulated" without the library and its versions."""
+
+    def step(self: object, *args: object) -> None:
+        self.mng.new_attribute  # noqa: B018
+
+    step = FunctionType(step.__code__, vars(bnb.optim.optimizer))  # a line of the library
+    monkeypatch.setattr(bnb.optim.optimizer.Optimizer2State, "update_step", step)
+    options = SMALL | {"optimizer": "adamw_8bit"}
+    with pytest.raises(RuntimeError, match="cannot be simulated") as caught:
+        predict(llama(), "full", **options)
+    assert not isinstance(caught.value, LibraryChanged), "the version is the one that was seen"
+    another_version(monkeypatch, "bitsandbytes")
+    with pytest.raises(LibraryChanged, match=r"^bitsandbytes 99\.0 fails.*new_attribute.*0\.50"):
+        predict(llama(), "full", **options)
+
+
+def test_the_versions_seen_are_those_of_the_constraints() -> None:
+    """Breaks if the versions are moved, and the replaced functions not looked at again."""
+    lines = (COURSE_ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    assert {name: pinned[name] for name in library_patches.SEEN} == library_patches.SEEN
 
 
 def test_what_cannot_be_simulated_is_said() -> None:
@@ -323,8 +435,6 @@ def test_what_cannot_be_simulated_is_said() -> None:
 
 def test_nothing_stays_behind() -> None:
     """Breaks if a replaced function, the random state or bitsandbytes' settings stay changed."""
-    import bitsandbytes as bnb
-
     state, dropout = torch.get_rng_state(), torch.nn.functional.dropout
     settings = dict(bnb.optim.GlobalOptimManager.get_instance().pid2config)
     predict(llama(), "full", optimizer="adamw_8bit", **SMALL)

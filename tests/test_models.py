@@ -143,11 +143,11 @@ def ask(names: list[str], cache: Path, **variables: str) -> dict[str, str]:
     The hub's client reads its environment variables once, when it is imported.
     """
     code = (
-        "import json, os, sys\nfrom course_utils import models\nsaid = {}\n"
+        "import json, os, sys\nfrom course_utils import models\nmessages = {}\n"
         "for name in sys.argv[1:]:\n    os.environ[models.VARIABLE] = name\n"
         "    try: models.base_model()\n"
-        "    except RuntimeError as error: said[name] = str(error)\n"
-        "print(json.dumps(said))"
+        "    except RuntimeError as error: messages[name] = str(error)\n"
+        "print(json.dumps(messages))"
     )
     kept = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     done = subprocess.run(
@@ -163,26 +163,26 @@ def ask(names: list[str], cache: Path, **variables: str) -> dict[str, str]:
 
 def test_offline_and_not_in_the_cache(tmp_path: Path) -> None:
     """The usual case in a workshop: a hub name and no network."""
-    said = ask(["nobody/no-such-model"], tmp_path, HF_HUB_OFFLINE="1")
-    assert "no copy of it is on this machine" in said["nobody/no-such-model"]
-    assert "HF_HUB_OFFLINE" in said["nobody/no-such-model"]
+    messages = ask(["nobody/no-such-model"], tmp_path, HF_HUB_OFFLINE="1")
+    assert "no copy of it is on this machine" in messages["nobody/no-such-model"]
+    assert "HF_HUB_OFFLINE" in messages["nobody/no-such-model"]
 
 
 def test_what_the_hub_refuses(tmp_path: Path) -> None:
-    """The hub says 401 to a misspelt name as well, which no licence or token would mend."""
+    """The hub says 401 to a misspelt name as well, which no licence or token would fix."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     names = [f"{owner}/model" for owner in Hub.answers]
     try:
-        said = ask(names, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+        messages = ask(names, tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
     finally:
         server.shutdown()
         server.server_close()
-    assert "needs permission" in said["gated/model"]
-    assert "HF_TOKEN" in said["gated/model"]
-    assert "token is not valid" in said["expired/model"]
-    assert "is not on the hub" in said["absent/model"]
-    assert "Check the spelling" in said["absent/model"]
+    assert "needs permission" in messages["gated/model"]
+    assert "HF_TOKEN" in messages["gated/model"]
+    assert "token is not valid" in messages["expired/model"]
+    assert "is not on the hub" in messages["absent/model"]
+    assert "Check the spelling" in messages["absent/model"]
 
 
 def test_a_causal_model_is_what_the_library_says() -> None:

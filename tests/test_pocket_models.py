@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 
+import pretrain
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from course_utils import data, metrics
-from course_utils.paths import DATA, POCKET_MODEL, POCKET_T5
-
-sys.path.insert(0, str(DATA / "build"))
-import pretrain
+from course_utils.paths import POCKET_MODEL, POCKET_T5
 
 
 @pytest.fixture(scope="module")

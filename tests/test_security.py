@@ -36,6 +36,8 @@ import openai
 import pandas as pd
 import psutil
 import pytest
+import workshop
+import workshop_start
 import yaml
 from matplotlib.figure import Figure
 
@@ -46,10 +48,6 @@ from course_utils.memory.step_memory import CATEGORIES, PHASES
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
 from preflight import dataset_check, explorers, memory_plan
 from preflight.explorers import planner
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import workshop
-import workshop_start
 
 PACKAGES = ("course_utils.", "preflight.")
 # Made by a build or a run; none of it is the project's own.

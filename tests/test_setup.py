@@ -14,7 +14,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
+import publish_as
 import pytest
+import readme_picture
+import run_lessons
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
@@ -24,11 +27,6 @@ from packaging.version import Version
 
 from course_utils import __version__, colab, hardware
 from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import publish_as
-import readme_picture
-import run_lessons
 
 ADDRESS = publish_as.current()
 CELL = (COURSE_ROOT / "scripts" / "colab_cell.ipy").read_text(encoding="utf-8")
@@ -92,7 +90,7 @@ def test_conda_reads_the_same_two_files() -> None:
 
 @pinned
 def test_pip_can_read_the_lines_for_conda(tmp_path: Path) -> None:
-    """conda and Binder hand these lines to pip in a file beside environment.yml."""
+    """conda and Binder hand these lines to pip in a file next to environment.yml."""
     for name in ("requirements.txt", "constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(COURSE_ROOT / name, tmp_path)
     for name in ("course_utils", "preflight"):
@@ -369,13 +367,22 @@ def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, ca
     for name in (*run_lessons.QUIET, "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # so that the script's own setting is undone as well
     assert run_lessons.main() == 1
-    said = capsys.readouterr().out
-    assert "ZeroDivisionError" in said
-    assert "Kernel died" in said
-    assert "1 of 3 lessons ran" in said
+    printed = capsys.readouterr().out
+    assert "ZeroDivisionError" in printed
+    assert "Kernel died" in printed
+    assert "1 of 3 lessons ran" in printed
     assert [page.name for page in pages.iterdir()] == ["02_lesson.html"]
     assert "42" in (pages / "02_lesson.html").read_text(encoding="utf-8")
     assert before == {path: path.read_bytes() for path in (tmp_path / "notebooks").iterdir()}
+
+
+def test_a_lessons_line_has_the_recorded_time() -> None:
+    """With as many lessons at a time as then: with a neighbour all is slower."""
+    jobs = run_lessons.lesson_costs.recorded()["jobs"]
+    outcome = run_lessons.Outcome(run_lessons.lessons("00")[0], seconds=61.0, peak=2**30)
+    line = run_lessons.described(outcome, jobs)
+    assert re.fullmatch(r"00_quickstart +61 s +1\.0 GiB +\(recorded: \d+ s\)", line)
+    assert "recorded" not in run_lessons.described(outcome, jobs + 1)
 
 
 def test_two_lessons_at_a_time_only_where_there_is_room() -> None:

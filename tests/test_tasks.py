@@ -1,4 +1,4 @@
-"""The metrics of lesson 05 come from libraries: each is held to a count by hand."""
+"""The metrics of lesson 05b come from libraries: each is held to a count by hand."""
 
 from __future__ import annotations
 

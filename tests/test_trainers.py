@@ -118,7 +118,7 @@ def by_sft(folder: Path, pairs: Dataset, seed: int, kind: type[SFTTrainer] = SFT
 def test_with_one_loss_the_two_are_equal_to_the_bit(
     tmp_path: Path, pairs: Dataset, seed: int
 ) -> None:
-    """Lesson 07 says that the loss is the whole difference: any other would show here."""
+    """What the deeper notebook of lesson 07 measures: any other difference would show here."""
     losses, weights = by_trainer(tmp_path, pairs, seed)
     sft_losses, sft_weights = by_sft(tmp_path, pairs, seed, PlainLoss)
     assert losses == sft_losses

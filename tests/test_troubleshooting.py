@@ -23,7 +23,7 @@ import yaml
 from accelerate.logging import MultiProcessAdapter
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, import_utils
-from test_bitsandbytes_mend import change_of_gradients
+from test_bitsandbytes_fix import change_of_gradients
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,

@@ -2,6 +2,8 @@
 
 Each run has a process of its own, so its memory is its own; a comparison that was stopped goes on
 with what is missing.
+
+Used by lessons: 08.
 """
 
 from course_utils.compare.experiments import METHODS, Experiment, chosen, read, standard, write

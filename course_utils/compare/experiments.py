@@ -1,4 +1,7 @@
-"""What is compared: experiments as plain data, the standard ones, and files of them."""
+"""What is compared: experiments as plain data, the standard ones, and files of them.
+
+Used by lessons: 08.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Results: what one depends on, the files they are in, and a table with mean and spread."""
+"""Results: what one depends on, the files they are in, and a table with mean and spread.
+
+Used by lessons: 08.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Run experiments one after another, each in a fresh process, and go on where it was stopped."""
+"""Run experiments one after another, each in a fresh process, and go on where it was stopped.
+
+Used by lessons: 08.
+"""
 
 from __future__ import annotations
 

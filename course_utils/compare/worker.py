@@ -3,6 +3,8 @@
 `main` reads a job as JSON from its input and writes JSON lines: how far it is, and at last the
 result. The process that started it writes the result to disk. If that process ends, so does this
 one, at the next line that it cannot write.
+
+Used by lessons: 08.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Measure a training step as it runs: around a few lines, or inside a trainer."""
+"""Measure a training step as it runs: around a few lines, or inside a trainer.
+
+Hooks tell the meter what the model is doing: which phase, and whose gradient.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,104 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from course_utils.memory.allocations import as_dict, peaks, samples, timeline
-from course_utils.memory.hooks import attached
-from course_utils.memory.meter import CUDA_BLOCK, MemoryMeter
-from course_utils.memory.optimizer_states import states
+from course_utils.memory.allocations import phases_and_timeline
+from course_utils.memory.meter import MemoryMeter, in_backward, static_tensors, tensors_in
 from course_utils.memory.step_memory import PHASES, StepMemory
+
+# bitsandbytes pages a parameter's state from this many elements on (optim/optimizer.py).
+PAGED_FROM = 100_000
+
+
+@contextmanager
+def attached(meter: MemoryMeter, model: nn.Module, optimizer: Any = None) -> Iterator[None]:
+    """Count what a model holds, and follow its passes and its optimizer until the context ends.
+
+    Nothing that the hooks do changes a value.
+    """
+    for category, tensor in static_tensors(model):
+        meter.add(tensor, category)
+    with ExitStack() as stack:
+
+        def hook(handle: Any) -> None:
+            stack.callback(handle.remove)
+
+        hook(model.register_forward_pre_hook(lambda *_: _start_forward(meter)))
+        body = body_of(model)
+        if body is not None:
+            hook(body.register_forward_hook(lambda *call: _start_head(meter, call[-1])))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                hook(
+                    parameter.register_post_accumulate_grad_hook(
+                        lambda p: meter.add(p.grad, "gradients")
+                    )
+                )
+        step = getattr(optimizer, "optimizer", optimizer)  # what accelerate wraps
+        if hasattr(step, "register_step_pre_hook"):
+            hook(step.register_step_pre_hook(lambda *_: meter.start("optimizer")))
+        yield
+
+
+def _start_forward(meter: MemoryMeter) -> None:
+    if not in_backward():
+        meter.in_head = False
+        meter.start("forward")
+
+
+def _start_head(meter: MemoryMeter, output: Any) -> None:
+    """The last hidden state is there: what follows is the head and the loss, until its gradient."""
+    if in_backward():
+        return
+    meter.in_head = True
+
+    def leave(_: torch.Tensor) -> None:
+        meter.in_head = False
+
+    hidden = next(tensors_in(output), None)
+    if hidden is not None and hidden.requires_grad:
+        hidden.register_hook(leave)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that PEFT wraps, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def body_of(model: nn.Module) -> nn.Module | None:
+    """Return the part of a model of transformers that gives the last hidden state."""
+    model = unwrapped(model)
+    body = getattr(model, "base_model", None)
+    if body is None or body is model:
+        body = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return None if body is model else body
+
+
+def count_states(meter: MemoryMeter, optimizer: Any) -> int:
+    """Count what an optimizer keeps between steps; return the bytes of it that lie on the host.
+
+    On the host live paged states (bitsandbytes pages on GPUs only), and the step counters of
+    torch's optimizers that are not fused, which are no pages and too small to count.
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # what accelerate wraps
+    paged = getattr(optimizer, "is_paged", False)
+    counters = not any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
+    host = 0
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            large = name in ("state1", "state2") and parameter.numel() >= PAGED_FROM
+            away = (paged and large) or (counters and name == "step")
+            if away and meter.simulated == "cuda":
+                meter.leave_out(value)
+                host += value.nbytes if value.dim() else 0
+            else:
+                meter.add(value, "optimizer state")
+    return host
 
 
 class Measurement:
@@ -23,12 +118,12 @@ class Measurement:
     def __init__(self, model: nn.Module, optimizer: Any = None) -> None:
         self.model, self.optimizer = model, optimizer
         self.device = next(model.parameters()).device.type
-        self.meter = MemoryMeter(self.device, CUDA_BLOCK if self.device == "cuda" else 1)
+        self.meter = MemoryMeter(self.device)
         self.memory: StepMemory | None = None
         self._stack = ExitStack()
 
     def phase(self, name: str) -> None:
-        """Say that a phase starts; needed only for an optimizer that is not one of torch's kind.
+        """Note that a phase starts; needed only for an optimizer that is not one of torch's kind.
 
         Raises:
             ValueError: if there is no such phase.
@@ -41,11 +136,12 @@ class Measurement:
         """Start to measure."""
         self._stack.enter_context(attached(self.meter, self.model, self.optimizer))
         # What lies there from earlier steps is no part of loading, and does not come with forward.
-        self.meter.ledger.start_run("begin")
+        self.meter.allocations.start_run("begin")
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 self.meter.add(parameter.grad, "gradients")
-        self._book_states()
+        if self.optimizer is not None:
+            count_states(self.meter, self.optimizer)
         self.meter.start("forward")
         self._stack.enter_context(self.meter)
 
@@ -53,13 +149,13 @@ class Measurement:
         """Stop, and make the table."""
         self._stack.close()
         self.meter.read_allocator()
-        host = self._book_states()
-        ledger = self.meter.ledger
-        levels = ledger.levels()
+        host = count_states(self.meter, self.optimizer) if self.optimizer is not None else 0
+        allocations = self.meter.allocations
+        phases, timeline = phases_and_timeline(allocations.moments(allocations.levels()))
         self.memory = StepMemory(
-            phases={phase: as_dict(row) for phase, row in peaks(ledger, levels).items()},
+            phases=phases,
             host=host,
-            timeline=timeline(samples(ledger, levels)),
+            timeline=timeline,
             allocator=dict(self.meter.allocator),
             device=self.device,
             settings=settings,
@@ -68,17 +164,6 @@ class Measurement:
     def abandon(self) -> None:
         """Stop without a table."""
         self._stack.close()
-
-    def _book_states(self) -> int:
-        """Book what the optimizer keeps; return the bytes of it that lie on the host."""
-        host = 0
-        if self.optimizer is not None:
-            for value, place in states(self.optimizer, self.device):
-                if place == "host":
-                    host += value.nbytes if value.dim() else 0
-                else:
-                    self.meter.add(value, "optimizer state")
-        return host
 
 
 @contextmanager
@@ -112,7 +197,7 @@ class MeterCallback(TrainerCallback):
 
     `step` is the number of the step, counted from 1; `memory` has the table afterwards. All other
     steps run without the meter. The second step is the first in which the optimizer has its state.
-    A step that is broken off, by an error or by Ctrl-C in a notebook, is let go of without a table.
+    A step that is broken off, by an error or by Ctrl-C in a notebook, ends without a table.
     """
 
     _measuring: ClassVar[set[MeterCallback]] = set()
@@ -134,7 +219,7 @@ class MeterCallback(TrainerCallback):
     ) -> None:
         # A trainer tells no callback that it ends by an error: the meter would run for ever.
         for callback in tuple(self._measuring):
-            callback.let_go()
+            callback.stop()
 
     def on_step_begin(
         self,
@@ -150,7 +235,7 @@ class MeterCallback(TrainerCallback):
             self._measuring.add(self)
             self._events = _events_of_notebook()
             if self._events is not None:  # a cell that has ended runs no more steps
-                self._events.register("post_run_cell", self.let_go)
+                self._events.register("post_run_cell", self.stop)
             self._running.begin()
 
     def on_step_end(
@@ -163,9 +248,9 @@ class MeterCallback(TrainerCallback):
         if self._running is not None:
             self._running.end(trainer_step=self.step, optimizer=str(args.optim))
             self.memory = self._running.memory
-            self.let_go()
+            self.stop()
 
-    def let_go(self, cell: object = None) -> None:
+    def stop(self, cell: object = None) -> None:
         """Stop to measure, if a step is being measured; there is no table then.
 
         A notebook does so by itself. A script whose trainer may end by an error, and that goes on,
@@ -176,7 +261,7 @@ class MeterCallback(TrainerCallback):
             self._running = None
             self._measuring.remove(self)
             if self._events is not None:
-                self._events.unregister("post_run_cell", self.let_go)
+                self._events.unregister("post_run_cell", self.stop)
 
 
 def _events_of_notebook() -> Any:

@@ -1,4 +1,7 @@
-"""What a training step takes, by phase and by category: the table of meter and prediction."""
+"""What a training step takes, by phase and by category: the table of meter and prediction.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from course_utils.display import html_table, text_table
+from course_utils.display import Result
 
 CATEGORIES = (
     "weights",
@@ -46,7 +49,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class StepMemory:
+class StepMemory(Result):
     """The memory of one training step, in bytes, each phase at its own peak.
 
     `phases` has, for each phase in order, the bytes of every category at that phase's peak:
@@ -62,7 +65,7 @@ class StepMemory:
     `host` is what a paged optimizer keeps in the host's memory; it is in no phase. `timeline` has
     samples of one step in order. `allocator` is CUDA's own figure for each phase
     (`torch.cuda.max_memory_allocated`), where there is one. `device` is "cuda" or "cpu": where the
-    step ran or whose behaviour was imitated. `settings` says what was measured or predicted.
+    step ran, or on which it was simulated. `settings` says what was measured or predicted.
     """
 
     phases: Mapping[str, Mapping[str, int]]
@@ -133,6 +136,9 @@ class StepMemory:
         names = ("phases", "host", "allocator", "device", "settings")
         return cls(**{name: data[name] for name in names})
 
+    def headers(self) -> tuple[str, ...]:
+        return ("MiB", *self.phases)
+
     def rows(self, unit: str = "MiB") -> list[tuple[str, ...]]:
         """Return the table as text: a row a category that is used, a column a phase.
 
@@ -162,7 +168,4 @@ class StepMemory:
         )
 
     def __repr__(self) -> str:
-        return f"{text_table(self.rows(), ('MiB', *self.phases))}\n{self.summary()}"
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows(), ("MiB", *self.phases), self.summary())
+        return str(self)

@@ -1,4 +1,7 @@
-"""What a comparison costs and gives: trade-offs, their Pareto front, loss curves over seeds."""
+"""What a comparison costs and gives: trade-offs, their Pareto front, loss curves over seeds.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
 
 from __future__ import annotations
 

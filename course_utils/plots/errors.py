@@ -1,4 +1,7 @@
-"""Where a model is wrong: what it said against what was right."""
+"""Where a model is wrong: what it said against what was right.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
 
 from __future__ import annotations
 

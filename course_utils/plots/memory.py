@@ -1,4 +1,7 @@
-"""A training step's memory: by category, and over the step."""
+"""A training step's memory: by category, and over the step.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
 
 from __future__ import annotations
 

@@ -1,22 +1,25 @@
-"""Examines a dataset for supervised fine-tuning before any training."""
+"""Examines a dataset for supervised fine-tuning before any training.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
 from preflight.dataset_check.formats import Format, Row, recognise
 from preflight.dataset_check.reading import Split, open_splits
-from preflight.dataset_check.report import Collector, Finding, Report, in_order
+from preflight.dataset_check.report import Collector, Finding, Report
 from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
+from preflight.dataset_check.rules import RULES
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
 
 __all__ = ["Finding", "Report", "check"]
 
 SAMPLE = 200  # rows from which the format is recognised
-BATCH = 500  # rows tokenised at once
 
 
 def check(
@@ -28,7 +31,7 @@ def check(
     num_labels: int | None = None,
     max_rows: int = 5,
 ) -> Report:
-    """Examine a dataset for SFT before training: what is wrong, in which rows, how to mend it.
+    """Examine a dataset for SFT before training: what is wrong, in which rows, how to fix it.
 
     `dataset` and `eval_dataset` are a `datasets.Dataset` or `DatasetDict`, a list of dicts, a
     DataFrame, a file (.jsonl, .json, .csv, .tsv, .parquet, also .gz), a folder of such files (a
@@ -58,49 +61,35 @@ def check(
             "'validation': ...}, or one dataset. Check how the dataset was made."
         )
 
-    settings = _Settings(tokenizer, max_length, num_labels, max_rows)
-    repeats = Repeats()
-    checked = [_check_split(split, n, repeats, settings) for n, split in enumerate(splits)]
-    form = checked[0].form
+    checker = _Checker(tokenizer, max_length, num_labels, max_rows)
+    checked = [checker.check(split, place) for place, split in enumerate(splits)]
+    first = checked[0]
     findings: list[Finding] = []
-    for place, one in enumerate(checked):
-        if place and one.rows and one.form.name != form.name:
-            one.found.add("format_differs", example={"here": one.form.name, "first": form.name})
-        if place == 0 or one.form.name != form.name:
-            _note_format(one)
-        findings += [*one.found.findings(), *one.of_files]
-    whole = Collector("", max_rows)
+    for one in checked:
+        differs = one.form.name != first.form.name
+        if differs and one.split.count:
+            names = {"here": one.form.name, "first": first.form.name}
+            one.found.add("format_differs", example=names)
+        if differs or one is first:
+            one.note_format()
+        findings += one.found.findings()
+    of_all = Collector("", max_rows)
     if tokenizer is None:
-        whole.add("not_checked")
+        of_all.add("not_checked")
     else:
-        for code, example in tokenizer_faults(tokenizer, form):
-            whole.add(code, example=example)
+        for code, example in tokenizer_faults(tokenizer, first.form):
+            of_all.add(code, example=example)
+    findings += of_all.findings()
+    order = [*RULES]
     return Report(
         source=source,
-        format=form.name,
-        mapping=form.mapping,
-        rows={split.name: one.rows for split, one in zip(splits, checked, strict=True)},
-        columns=tuple(checked[0].columns),
+        format=first.form.name,
+        mapping=first.form.mapping,
+        rows={split.name: split.count for split in splits},
+        columns=tuple(first.columns),
         max_length=max_length,
-        findings=in_order([*findings, *whole.findings()]),
+        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.code))),
     )
-
-
-@dataclass(frozen=True)
-class _Settings:
-    tokenizer: Any
-    max_length: int | None
-    num_labels: int | None
-    max_rows: int
-
-
-@dataclass(frozen=True)
-class _Checked:
-    form: Format
-    columns: Sequence[str]
-    rows: int
-    found: Collector
-    of_files: Sequence[Finding]
 
 
 def _validate(tokenizer: Any, max_length: int | None) -> Any:
@@ -119,65 +108,79 @@ def _validate(tokenizer: Any, max_length: int | None) -> Any:
     return tokenizer
 
 
-def _check_split(split: Split, place: int, repeats: Repeats, settings: _Settings) -> _Checked:
-    """Read one split once, from its first row to its last, and note the faults on the way."""
-    found = Collector(split.name, settings.max_rows)
-    rows = iter(split.rows)
-    sample = list(islice(rows, SAMPLE))
-    known = [row for row in sample if isinstance(row, dict)]
-    columns = split.columns or list(dict.fromkeys(str(name) for row in known for name in row))
-    form = recognise(columns, known)
-    classes = {n: f.num_classes for n, f in split.features.items() if hasattr(f, "num_classes")}
-    tokens = TokenFaults(settings.tokenizer, settings.max_length, form)
-    waiting: list[tuple[int, Row]] = []
-    count = 0
-    for number, row in enumerate(chain(sample, rows)):
-        count += 1
-        if not isinstance(row, dict):
-            found.add("wrong_type", number, row)
-            continue
-        values = form.extract(row)
-        faults = row_faults(values, form)
-        if form.target != "tokens":
-            faults += label_faults(row, classes, settings.num_labels)
-        usable = trainable(values, faults)
-        if usable:
-            faults += repeats.faults(values, place)
-        found.add_all(number, faults)
-        if usable and form.target != "unknown":
-            waiting.append((number, values))
-        if len(waiting) == BATCH:
-            _note_tokens(waiting, tokens, found)
-            waiting = []
-    _note_tokens(waiting, tokens, found)
-    if not count:
-        found.add("empty_dataset")
-    elif not columns:
-        found.add("unknown_format", example="rows without a column")
-    texts = [] if form.chat else form.source.values()
-    as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
-    if as_json:
-        found.add("json_column", example=as_json)
-    of_files: list[Finding] = []
-    for file, faults_of_file in split.faults.items():  # a finding each: lines count in one file
-        of_file = Collector(split.name, settings.max_rows)
-        for code, line, reason in faults_of_file:
-            of_file.add(code, line, f"{file}: {reason}" if file else reason)
-        of_files += of_file.findings()
-    return _Checked(form, columns, count, found, of_files)
+@dataclass
+class _Checked:
+    """A split whose rows were read, and what was found in it."""
+
+    split: Split
+    form: Format
+    columns: list[str]
+    found: Collector
+
+    def note_format(self) -> None:
+        """Note what the columns lack, or what has to be done with them before training."""
+        form, columns = self.form, self.columns
+        absent = [name for name in form.source.values() if name not in columns]
+        if absent:
+            self.found.add("missing_column", example={"needed": absent, "there are": columns})
+        elif form.target == "unknown" and columns:
+            self.found.add("unknown_format", example=columns)
+        if form.mapping:
+            self.found.add("mapping_needed", example=columns)
 
 
-def _note_format(checked: _Checked) -> None:
-    form, columns, found = checked.form, list(checked.columns), checked.found
-    absent = [name for name in form.source.values() if name not in columns]
-    if absent:
-        found.add("missing_column", example={"needed": absent, "there are": columns})
-    elif form.target == "unknown" and columns:
-        found.add("unknown_format", example=columns)
-    if form.mapping:
-        found.add("mapping_needed", example=columns)
+@dataclass
+class _Checker:
+    """Looks for faults in one split after the other, and remembers the rows of those before."""
 
+    tokenizer: Any
+    max_length: int | None
+    num_labels: int | None
+    max_rows: int
+    repeats: Repeats = field(default_factory=Repeats)
 
-def _note_tokens(waiting: list[tuple[int, Row]], tokens: TokenFaults, found: Collector) -> None:
-    for (number, _), faults in zip(waiting, tokens.of([row for _, row in waiting]), strict=True):
-        found.add_all(number, faults)
+    def check(self, split: Split, place: int) -> _Checked:
+        """Read a split once, from its first row to its last, and note the faults on the way."""
+        found = Collector(split.name, self.max_rows)
+        rows = iter(split.rows)
+        sample = [*islice(rows, SAMPLE)]
+        known = [row for row in sample if isinstance(row, dict)]
+        columns = split.columns or [*dict.fromkeys(str(name) for row in known for name in row)]
+        checked = _Checked(split, recognise(columns, known), columns, found)
+        tokens = TokenFaults(self.tokenizer, self.max_length, checked.form)
+        for number, faults in tokens.of(self._usable(chain(sample, rows), place, checked)):
+            found.add_all(number, faults)
+        if not split.count:
+            found.add("empty_dataset")
+        elif not columns:
+            found.add("unknown_format", example="rows without a column")
+        texts = [] if checked.form.chat else checked.form.source.values()
+        as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
+        if as_json:
+            found.add("json_column", example=as_json)
+        for file, of_file in split.faults.items():
+            for code, line, reason in of_file:
+                found.add(code, line, f"{file}: {reason}" if file else reason, file)
+        return checked
+
+    def _usable(
+        self, rows: Iterable[Any], place: int, checked: _Checked
+    ) -> Iterator[tuple[int, Row]]:
+        """Note what rows show by themselves, and yield those that can be tokenised."""
+        split, form, found = checked.split, checked.form, checked.found
+        classes = {n: f.num_classes for n, f in split.features.items() if hasattr(f, "num_classes")}
+        for number, row in enumerate(rows):
+            split.count = number + 1
+            if not isinstance(row, dict):
+                found.add("wrong_type", number, row)
+                continue
+            values = form.extract(row)
+            faults = row_faults(values, form)
+            if form.target != "tokens":
+                faults += label_faults(row, classes, self.num_labels)
+            usable = trainable(values, faults)
+            if usable:
+                faults += self.repeats.faults(values, place)
+            found.add_all(number, faults)
+            if usable and form.target != "unknown":
+                yield number, values

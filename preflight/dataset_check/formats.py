@@ -3,6 +3,8 @@
 `recognise` looks at the column names and at the first rows. The `extract` of the format then gives
 each row as the columns of the target form ("text", "prompt" and "completion", or "messages"), just
 as the mapping line would, but leaves values of a wrong type as they are, so that they are found.
+
+Used by lessons: 01, 04, 05a, 06.
 """
 
 from __future__ import annotations
@@ -73,11 +75,10 @@ def _unknown(name: str = "unknown", **needed: str) -> Format:
 def _native(columns: Sequence[str], sample: Sequence[Row]) -> Format | None:
     """The forms that SFTTrainer takes, in the order in which it looks for them."""
     if "input_ids" in columns:
-        take = Format("", "", {name: name for name in TOKENS}).extract
-        return Format("tokenised", "tokens", {"input_ids": "input_ids"}, convert=take)
+        return Format("tokenised", "tokens", {"input_ids": "input_ids"}, convert=_token_columns)
     if "prompt" in columns and "completion" in columns:
         chat = _mostly(sample, "prompt", list)
-        # With a text column beside them, SFTTrainer appends the end-of-sequence token to that one.
+        # Where there is a text column, too, SFTTrainer appends the end-of-sequence token to that.
         mapping = _select("prompt", "completion") if "text" in columns and not chat else ""
         pair = _pair_of("prompt", "completion")
         name = "conversational prompt-completion" if chat else "prompt-completion"
@@ -87,6 +88,10 @@ def _native(columns: Sequence[str], sample: Sequence[Row]) -> Format | None:
         mapping = _select("messages") if set(PREFERENCE) & set(columns) else ""
         return Format("messages", "messages", {"messages": "messages"}, mapping, True)
     return None
+
+
+def _token_columns(row: Row) -> Row:
+    return {name: row.get(name, MISSING) for name in TOKENS}
 
 
 def _conversation(columns: Sequence[str], sample: Sequence[Row]) -> Format | None:
@@ -183,6 +188,7 @@ def _pair(columns: Sequence[str], sample: Sequence[Row]) -> Format | None:
         return None
     context = _first(CONTEXTS, [column for column in columns if column != asked])
     system = _first(SYSTEMS, columns)
+    shown = [name for name in (system, asked, context) if name]
     nested = _mostly(sample, answer, dict)  # as in SQuAD: {"text": [...], "answer_start": [...]}
 
     def convert(row: Row) -> Row:
@@ -190,13 +196,8 @@ def _pair(columns: Sequence[str], sample: Sequence[Row]) -> Format | None:
         if nested and isinstance(reply, dict) and isinstance(reply.get("text"), list):
             reply = next(iter(reply["text"]), "")
         if _is_text(prompt):
-            parts = (
-                row.get(system) if system else None,
-                prompt,
-                row.get(context) if context else None,
-            )
-            prompt = "\n\n".join([part for part in parts if part and isinstance(part, str)])
-            prompt += "\n\nAnswer:"
+            parts = [*map(row.get, shown), "Answer:"]
+            prompt = "\n\n".join(part for part in parts if part and isinstance(part, str))
         return {"prompt": prompt, "completion": f" {reply}" if _is_text(reply) else reply}
 
     prompt = f"row[{asked!r}]"

@@ -2,6 +2,8 @@
 
 Files are read here rather than with `datasets.load_dataset`, which stops at the first bad line and
 needs every column to be of one type: a check has to see the rows as they stand in the file.
+
+Used by lessons: 01, 04, 05a, 06.
 """
 
 from __future__ import annotations
@@ -11,15 +13,14 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-KINDS = f"{', '.join(SUFFIXES)} (also with .gz)"
 # What pandas, and so load_dataset("csv"), reads as a missing value.
 CSV_MISSING = frozenset(
     "#N/A;#N/A N/A;#NA;-1.#IND;-1.#QNAN;-NaN;-nan;1.#IND;1.#QNAN;<NA>;N/A;NA;NULL;NaN;None;n/a;nan;"
@@ -45,28 +46,20 @@ def rows_of(path: Path, faults: Faults) -> Iterator[Any]:
     Raises:
         ValueError: if the file is of another kind than its name says, or is cut off.
     """
+    suffix = suffix_of(path)
+    if suffix not in READERS:
+        raise ValueError(
+            f"'{path}' ends in '{suffix}'. check reads {KINDS}. Convert the file, or load it with "
+            "datasets.load_dataset and pass the result."
+        )
     try:
-        yield from _read(path, faults)
-    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        yield from READERS[suffix](path, faults)
+    except (pa.ArrowException, csv.Error, OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"'{path}' cannot be read to its end ({error}). A data file must be whole and of the "
             "kind that its name says. Fetch it again (a Git LFS pointer is a few lines of text), "
             "or rename it."
         ) from error
-
-
-def _read(path: Path, faults: Faults) -> Iterator[Any]:
-    suffix = suffix_of(path)
-    if suffix == ".parquet":
-        return _read_parquet(path)
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(path, "\t" if suffix == ".tsv" else ",", faults)
-    if suffix in SUFFIXES:
-        return _read_json(path, faults)
-    raise ValueError(
-        f"'{path}' ends in '{suffix}'. check reads {KINDS}. Convert the file, or load it with "
-        "datasets.load_dataset and pass the result."
-    )
 
 
 def _open(path: Path) -> IO[str]:
@@ -75,7 +68,7 @@ def _open(path: Path) -> IO[str]:
     return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path, faults: Faults) -> Iterator[dict[str, Any]]:
     for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
         try:
             yield from batch.to_pylist()
@@ -83,19 +76,12 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             raise pa.ArrowInvalid(str(error)) from error
 
 
-def _read_csv(path: Path, delimiter: str, faults: Faults) -> Iterator[dict[str, Any]]:
+def _read_csv(path: Path, faults: Faults) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     with _open(path) as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = csv.reader(file, delimiter="\t" if suffix_of(path) == ".tsv" else ",")
         names = _column_names(next(reader, []), faults)
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                faults.append(("broken_line", reader.line_num, str(error)))
-                continue
+        for cells in reader:
             if len(cells) == len(names):
                 values = [None if cell in CSV_MISSING else cell for cell in cells]
                 yield dict(zip(names, values, strict=True))
@@ -120,11 +106,8 @@ def _column_names(header: list[str], faults: Faults) -> list[str]:
 def _read_json(path: Path, faults: Faults) -> Iterator[Any]:
     """Yield the rows of JSON lines or of one JSON document, whatever the file is called."""
     with _open(path) as file:
-        lines = (line for line in file if line.strip())
-        first, second = next(lines, ""), next(lines, "")
-    if not first:
-        return
-    if not second or not isinstance(_parse(first), dict):
+        first = [*islice((line for line in file if line.strip()), 2)]
+    if len(first) == 1 or (first and not isinstance(_parse(first[0]), dict)):
         with _open(path) as file:
             text = file.read()
         document = _parse(text)
@@ -174,3 +157,14 @@ def _wrapped(document: Any, faults: Faults) -> list[Any]:
             faults.append(("wrapped_rows", None, f'field="{key}"'))
             return rows
     return []
+
+
+READERS: dict[str, Callable[[Path, Faults], Iterator[Any]]] = {
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+KINDS = f"{', '.join(READERS)} (also with .gz)"

@@ -1,4 +1,7 @@
-"""Rows from anything that holds a dataset, one after another and without changing them."""
+"""Rows from anything that holds a dataset, one after another and without changing them.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any
 
 import datasets
 
-from preflight.dataset_check.parsing import KINDS, SUFFIXES, Faults, is_rows, rows_of, suffix_of
+from course_utils.paths import is_path
+from preflight.dataset_check.parsing import KINDS, READERS, Faults, is_rows, rows_of, suffix_of
 from preflight.dataset_check.report import quote
 
 HELD_OUT = {"valid": 1, "val": 1, "dev": 1, "eval": 2, "test": 3}  # the order after training
@@ -19,9 +23,9 @@ MEDIA = (datasets.Image, datasets.Audio, datasets.Video)
 
 @dataclass
 class Split:
-    """The rows of one split; `faults` fills while they are read.
+    """The rows of one split; `faults` and `count` fill while they are read.
 
-    It has the faults of each file by its name, which is "" where there is one file only.
+    `faults` has those of each file by its name, which is "" where there is one file only.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Split:
     columns: list[str] = field(default_factory=list)
     features: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, Faults] = field(default_factory=dict)
+    count: int = 0
 
 
 def open_splits(dataset: object) -> tuple[str, list[Split]]:
@@ -116,13 +121,8 @@ def _from_path(given: str | Path) -> tuple[str, list[Split]]:
         return str(given), _from_folder(path)
     if path.is_file():
         return str(given), [_from_files("train", [path])]
-    looks_local = (
-        isinstance(given, Path)
-        or given.count("/") > 1
-        or given[:1] in ("/", ".", "~", "")
-        or "\\" in given
-    )
-    if looks_local or suffix_of(path) in SUFFIXES:
+    local = isinstance(given, Path) or not given or is_path(given)
+    if local or suffix_of(path) in READERS:
         raise FileNotFoundError(
             f"No file or folder at '{given}'. check takes a file that ends in {KINDS}, a folder of "
             "such files, or a hub id such as 'owner/name'. Check the path."
@@ -145,9 +145,9 @@ def _from_folder(folder: Path) -> list[Split]:
         loaded = datasets.load_from_disk(str(folder))
         splits = loaded if isinstance(loaded, dict) else {"train": loaded}
         return _sorted(_named(name, rows) for name, rows in splits.items())
-    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and suffix_of(f) in SUFFIXES]
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and suffix_of(f) in READERS]
     files = [f for f in files if not any(p.startswith(".") for p in f.relative_to(folder).parts)]
-    # A .json beside files of another kind describes them.
+    # A .json among files of another kind describes them.
     files = [f for f in files if suffix_of(f) != ".json"] or files
     if not files:
         raise FileNotFoundError(
@@ -162,8 +162,7 @@ def _from_folder(folder: Path) -> list[Split]:
 
 
 def _from_files(name: str, paths: list[Path]) -> Split:
-    split = Split(name, ())
-    split.faults = {path.name if len(paths) > 1 else "": [] for path in paths}
-    read = zip(paths, split.faults.values(), strict=True)
-    split.rows = (row for path, faults in read for row in rows_of(path, faults))
-    return split
+    faults: dict[str, Faults] = {path.name if len(paths) > 1 else "": [] for path in paths}
+    read = zip(paths, faults.values(), strict=True)
+    rows = (row for path, of_file in read for row in rows_of(path, of_file))
+    return Split(name, rows, faults=faults)

@@ -1,10 +1,13 @@
-"""What a check of a dataset returns: findings, in tables that are safe to show."""
+"""What a check of a dataset returns: findings, in tables that are safe to show.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +16,6 @@ from preflight.dataset_check.rules import RULES
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SEVERITIES = ("error", "warning", "info")
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,13 @@ class Finding:
         numbers = ", ".join(map(str, self.rows)) + (", ..." if self.count > len(self.rows) else "")
         return f"{self.split}: {numbers} ({self.count} {unit}{'s' if self.count != 1 else ''})"
 
-    def to_text(self) -> str:
-        """Return the finding for a terminal, in several lines."""
-        lines = [f"{self.severity.upper():8}{self.code}  {self.where()}", f"        {self.what}"]
+    def __str__(self) -> str:
+        lines = [f"{self.severity.upper():8}{self.code}  {self.where()}", self.what]
         if self.example:
-            lines.append(f"        First: {self.example}")
+            lines.append(f"First: {self.example}")
         if self.fix:
-            lines.append(f"        Fix: {self.fix}")
-        return "\n".join(lines)
+            lines.append(f"Fix: {self.fix}")
+        return "\n        ".join(lines)
 
 
 def findings_html(findings: Sequence[Finding]) -> str:
@@ -79,49 +79,38 @@ class Report:
     rows: dict[str, int]
     columns: tuple[str, ...]
     max_length: int | None
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
         """True if no finding is an error."""
-        return not any(finding.severity == "error" for finding in self.findings)
+        return not self._count("error")
+
+    def _count(self, severity: str) -> int:
+        return sum(finding.severity == severity for finding in self.findings)
 
     def summary(self) -> str:
         """Return one line: the source, its rows, its format and the number of findings."""
         rows = ", ".join(f"{name} {count:,}" for name, count in self.rows.items())
-        counts = [sum(f.severity == severity for f in self.findings) for severity in SEVERITIES[:2]]
         return (
             f"{self.source}: {rows} rows, format {self.format}; "
-            f"{counts[0]} kinds of error, {counts[1]} of warning"
+            f"{self._count('error')} kinds of error, {self._count('warning')} of warning"
         )
 
-    def to_text(self) -> str:
-        """Return the report for a terminal."""
-        lines = [self.summary()]
-        if self.mapping:
-            lines.append(f"To train on it: {self.mapping}")
-        for finding in self.findings:
-            lines += ["", finding.to_text()]
-        return "\n".join(lines)
-
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain lists, dicts, strings and numbers, ready for JSON."""
-        plain = asdict(self)
-        plain["columns"] = list(self.columns)
-        plain["findings"] = [{**f, "rows": list(f["rows"])} for f in plain["findings"]]
-        return {"ok": self.ok, **plain}
+        """Return the report as plain data, for JSON."""
+        return {"ok": self.ok, **asdict(self)}
 
     def to_frame(self) -> pd.DataFrame:
         """Return the findings as a DataFrame, one row for each."""
         import pandas as pd
 
         names = ["severity", "code", "split", "count", "rows", "what", "fix", "example"]
-        return pd.DataFrame(
-            [[getattr(finding, name) for name in names] for finding in self.findings], columns=names
-        )
+        return pd.DataFrame([*self.findings], columns=names)
 
     def __str__(self) -> str:
-        return self.to_text()
+        mapping = f"\nTo train on it: {self.mapping}" if self.mapping else ""
+        return "\n\n".join([self.summary() + mapping, *map(str, self.findings)])
 
     def _repr_html_(self) -> str:
         head = f"<p>{escape(self.summary())}</p>"
@@ -136,46 +125,36 @@ class Collector:
     def __init__(self, split: str, max_rows: int) -> None:
         self.split = split
         self.max_rows = max_rows
-        self._count: dict[str, int] = defaultdict(int)
-        self._rows: dict[str, list[int]] = defaultdict(list)
-        self._example: dict[str, str] = {}
+        # By the kind of fault and, for lines, which count in one file, the file.
+        self._count: Counter[tuple[str, str]] = Counter()
+        self._rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self._example: dict[tuple[str, str], str] = {}
 
-    def add(self, code: str, row: int | None = None, example: object = None) -> None:
+    def add(
+        self, code: str, row: int | None = None, example: object = None, file: str = ""
+    ) -> None:
         """Note a fault of the kind `code` at a row, or of the whole split if `row` is None."""
-        if example is not None and code not in self._example:
-            self._example[code] = quote(example)
-        self._count[code] += 0 if row is None else 1
-        if row is not None and len(self._rows[code]) < self.max_rows:
-            self._rows[code].append(row)
+        kind = code, file
+        if example is not None and kind not in self._example:
+            self._example[kind] = quote(example)
+        self._count[kind] += 0 if row is None else 1
+        if row is not None and len(self._rows[kind]) < self.max_rows:
+            self._rows[kind].append(row)
 
     def add_all(self, row: int, faults: Iterable[tuple[str, object]]) -> None:
-        """Note the faults of one row, each kind once."""
-        for code, example in {code: example for code, example in reversed([*faults])}.items():
+        """Note the faults of one row, each kind once, with the first of its examples."""
+        for code, example in dict(reversed([*faults])).items():
             self.add(code, row, example)
 
     def findings(self) -> list[Finding]:
         """Return what was gathered, one finding for each kind of fault."""
-        return [
-            Finding(
-                RULES[code].severity,
-                code,
-                RULES[code].what,
-                count,
-                tuple(self._rows[code]),
-                RULES[code].fix,
-                self.split,
-                self._example.get(code, ""),
-            )
-            for code, count in self._count.items()
-        ]
-
-
-def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return the findings, errors first, else in the order of the rules."""
-    codes: Sequence[str] = list(RULES)
-    return tuple(
-        sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), codes.index(f.code)))
-    )
+        found = []
+        for (code, file), count in self._count.items():
+            severity, what, fix = RULES[code]
+            rows = tuple(self._rows[code, file])
+            example = self._example.get((code, file), "")
+            found.append(Finding(severity, code, what, count, rows, fix, self.split, example))
+        return found
 
 
 def quote(value: object, limit: int = 100) -> str:

@@ -1,4 +1,7 @@
-"""The faults that a row shows without a tokenizer."""
+"""The faults that a row shows without a tokenizer.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import pairwise
+from math import isnan
 from typing import Any
 
 from preflight.dataset_check.formats import MISSING, Format, Row
@@ -83,34 +87,34 @@ class Repeats:
 
     def faults(self, columns: Row, split: int) -> Iterator[Fault]:
         """Yield a fault if this row, or its prompt with another answer, came before."""
-        texts = list(_texts(columns))
+        texts = [*_texts(columns)]
         start = texts[0] if texts else columns
-        key = _hash(texts)
-        before = self._rows.get(key)
-        self._rows[key] = split
+        before = _swap(self._rows, texts, split)
         if before is not None:
             yield ("duplicate" if before == split else "split_overlap"), start
             return
-        asked = list(_texts(_prompt(columns)))
+        asked = [*_texts(_prompt(columns))]
         if not any(map(str.strip, asked)):
             return
-        key = _hash(asked)
-        before = self._prompts.get(key)
-        self._prompts[key] = split
+        before = _swap(self._prompts, asked, split)
         if before is not None:
             yield ("conflicting_answers" if before == split else "prompt_overlap"), start
+
+
+def _swap(seen: dict[bytes, int], texts: list[str], split: int) -> int | None:
+    """Return the split that had these texts last, if any, and put this one in its place."""
+    # Case and spaces do not make a row another one.
+    plain = "\x1f".join(" ".join(text.casefold().split()) for text in texts)
+    key = blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    before = seen.get(key)
+    seen[key] = split
+    return before
 
 
 def _prompt(columns: Row) -> Any:
     """Return what the model answers: the prompt, or all messages before the last answer."""
     messages = columns.get("messages")
     return columns.get("prompt") if not isinstance(messages, list) else messages[:-1]
-
-
-def _hash(texts: list[str]) -> bytes:
-    # Case and spaces do not make a row another one.
-    plain = "\x1f".join(" ".join(text.casefold().split()) for text in texts)
-    return blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -142,9 +146,7 @@ def _value_faults(value: Any, form: Format) -> Iterator[Fault]:
     """Yield what is wrong with a value that is not a list of messages."""
     if value is MISSING:
         yield "missing_column", None
-    elif value is None or (
-        isinstance(value, float) and value != value
-    ):  # NaN, as a DataFrame has it
+    elif value is None or (isinstance(value, float) and isnan(value)):  # as a DataFrame has it
         yield "none_value", None
     elif value == [] or (isinstance(value, str) and not value.strip()):
         yield "empty_value", value
@@ -160,7 +162,7 @@ def _message_faults(messages: list[Any]) -> Iterator[Fault]:
             yield "wrong_type", message
             continue
         content = message.get("content")
-        # A call of a tool needs no text beside it; a list holds parts, such as a picture.
+        # A call of a tool needs no text of its own; a list holds parts, such as a picture.
         if message.get("tool_calls") or message.get("function_call") or isinstance(content, list):
             continue
         if content is None:

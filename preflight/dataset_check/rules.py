@@ -1,6 +1,8 @@
-"""The faults that a check looks for: how bad each is, what it does to training, how to mend it.
+"""The faults that a check looks for: how bad each is, what it does to training, how to fix it.
 
 What each does was read off SFTTrainer 1.16 and transformers 5.23; tests hold the main ones to them.
+
+Used by lessons: 01, 04, 05a, 06.
 """
 
 from __future__ import annotations
@@ -9,211 +11,175 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """How bad a kind of fault is, what it is and does, and how to mend it."""
+    """How bad a kind of fault is, what it is and does, and how to fix it."""
 
     severity: str
     what: str
     fix: str
 
 
-RULES: dict[str, Rule] = {
-    "broken_line": Rule(
-        "error",
+ERRORS = {
+    "broken_line": (
         "Lines of the file that cannot be read as a row; load_dataset stops at the first.",
-        "Mend or delete these lines. Row numbers in this report count the readable lines only.",
+        "Fix or delete these lines. Row numbers in this report count the readable lines only.",
     ),
-    "wrapped_rows": Rule(
-        "error",
+    "wrapped_rows": (
         "The rows stand in one object, under a key; load_dataset makes one row of it all.",
         "Name the key: load_dataset('json', data_files=..., field=...). Or write one row a line.",
     ),
-    "empty_dataset": Rule(
-        "error",
+    "empty_dataset": (
         "There are no rows; SFTTrainer stops with an empty StopIteration.",
         "Check the path, the split and any filter that ran before.",
     ),
-    "unknown_format": Rule(
-        "error",
+    "unknown_format": (
         "No form for SFT is recognised in these columns.",
         "Make a 'text' column, or 'prompt' and 'completion', or 'messages', with dataset.map(...).",
     ),
-    "mapping_needed": Rule(
-        "error",
+    "mapping_needed": (
         "SFTTrainer does not train on these columns as they are meant.",
         "Run the mapping line of this report before training.",
     ),
-    "format_differs": Rule(
-        "error",
+    "format_differs": (
         "This split has another form than the first one.",
         "Bring all splits to one form before training.",
     ),
-    "missing_column": Rule(
-        "error",
+    "missing_column": (
         "A column that this form needs is not there (in these rows, or at all).",
         "Add or rename the column; rows without it: drop them with dataset.filter(...).",
     ),
-    "json_column": Rule(
-        "error",
+    "json_column": (
         "load_dataset met values of several types in this column and keeps it as JSON: text that "
         "is itself JSON has become a dict, a list or a number, in sound rows too.",
-        "Check the file itself, mend the values of the wrong type there, and load it again; or "
+        "Check the file itself, fix the values of the wrong type there, and load it again; or "
         "give load_dataset the features.",
     ),
-    "none_value": Rule(
-        "error",
+    "none_value": (
         "None where text is expected; SFTTrainer stops with an AttributeError that names no row.",
         "Drop the rows: dataset.filter(lambda row: row['completion'] is not None). In CSV, an "
         "empty cell, NA, null, nan and None are all read as None.",
     ),
-    "empty_value": Rule(
-        "error",
+    "empty_value": (
         "Empty text, or an empty list of messages: the model learns to say nothing.",
         "Drop the rows: dataset.filter(lambda row: row['completion'].strip()).",
     ),
-    "wrong_type": Rule(
-        "error",
+    "wrong_type": (
         "A value of the wrong type, such as a number where text is expected.",
         "Convert (str(...), json.loads(...)) or drop the rows.",
     ),
-    "mixed_forms": Rule(
-        "error",
+    "mixed_forms": (
         "Text in some rows, messages in others; SFTTrainer judges all rows by the first one.",
         "Bring all rows to one form, or drop the fewer.",
     ),
-    "no_assistant": Rule(
-        "error",
+    "no_assistant": (
         "Conversations without an assistant turn: nothing to learn.",
         "Drop the rows, or rename the role if it stands under another name.",
     ),
-    "unknown_role": Rule(
-        "error",
+    "unknown_role": (
         "Roles that chat templates do not know (known: system, developer, user, assistant, tool).",
         "Rename them, for example 'human' to 'user' and 'gpt' to 'assistant'.",
     ),
-    "template_fails": Rule(
-        "error",
+    "template_fails": (
         "The tokenizer's chat template refuses these conversations.",
-        "Mend the order of the roles, or choose a template that takes it.",
+        "Fix the order of the roles, or choose a template that takes it.",
     ),
-    "no_chat_template": Rule(
-        "error",
+    "no_chat_template": (
         "The data are messages, but the tokenizer has no chat template.",
         "Use the instruct model's tokenizer, or trl.clone_chat_template(model, tokenizer, source).",
     ),
-    "no_eos": Rule(
-        "error",
+    "no_eos": (
         "The tokenizer has no end-of-sequence token, which SFTTrainer appends to each row.",
         "Set it: tokenizer.eos_token = '...' (a token of its vocabulary).",
     ),
-    "bad_unicode": Rule(
-        "error",
+    "bad_unicode": (
         "Half of a surrogate pair (text cut in the middle of an emoji); tokenizers refuse it.",
         "Repair: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').",
     ),
-    "completion_cut_away": Rule(
-        "error",
+    "completion_cut_away": (
         "The prompt alone fills max_length, so nothing of the answer is left; SFTTrainer drops "
-        "such prompt-completion rows without a word.",
+        "such prompt-completion rows silently.",
         "Raise max_length, shorten the prompts, or drop the rows yourself so that you know.",
     ),
-    "fully_masked": Rule(
-        "error",
+    "fully_masked": (
         "Every label is masked (-100), so the row teaches nothing; SFTTrainer drops it silently.",
-        "Give the row a completion, or mend the column that masks it.",
+        "Give the row a completion, or fix the column that masks it.",
     ),
-    "label_out_of_range": Rule(
-        "error",
+    "label_out_of_range": (
         "Labels that are not among the model's classes or tokens; training stops with "
         "'IndexError: Target ... is out of bounds'.",
         "Count the classes again (num_labels), or drop rows marked -1 for 'no label'.",
     ),
-    "token_out_of_range": Rule(
-        "error",
+    "token_out_of_range": (
         "Token ids that are not in the tokenizer's vocabulary.",
         "Tokenise again with the tokenizer of the model that you train.",
     ),
-    "split_overlap": Rule(
-        "error",
+    "split_overlap": (
         "Rows that an earlier split also holds (but for upper case and spaces): the evaluation "
         "flatters the model.",
         "Drop these rows from this split.",
     ),
-    "prompt_overlap": Rule(
-        "warning",
+}
+WARNINGS = {
+    "prompt_overlap": (
         "Prompts that an earlier split also holds, with another answer.",
         "Split by prompt, so that no prompt stands in two splits.",
     ),
-    "repeated_column": Rule(
-        "warning",
+    "repeated_column": (
         "Several columns have one name; load_dataset keeps it for the first, and calls the second "
         "of 'text', say, 'text.1'.",
         "Give each column of the header a name of its own.",
     ),
-    "duplicate": Rule(
-        "warning",
+    "duplicate": (
         "Rows that came before (but for upper case and spaces); they count twice in training.",
         "Drop them: pandas' drop_duplicates, or keep the first with dataset.select(...).",
     ),
-    "conflicting_answers": Rule(
-        "warning",
+    "conflicting_answers": (
         "The same prompt came before with another answer.",
         "Keep one answer for each prompt, unless both are right.",
     ),
-    "assistant_first": Rule(
-        "warning",
+    "assistant_first": (
         "The assistant speaks first; many chat templates refuse that.",
         "Drop the turn, or put the user's turn before it.",
     ),
-    "repeated_role": Rule(
-        "warning",
+    "repeated_role": (
         "Two turns in a row by the same speaker; many chat templates refuse that.",
         "Join the two turns into one.",
     ),
-    "system_not_first": Rule(
-        "warning",
+    "system_not_first": (
         "A system message that is not the first message; many chat templates refuse or move it.",
         "Move it to the front.",
     ),
-    "ends_with_user": Rule(
-        "warning",
+    "ends_with_user": (
         "The last turn is not the assistant's: it has no answer, and the model learns to ask.",
         "Drop the last turn.",
     ),
-    "completion_cut_partly": Rule(
-        "warning",
+    "completion_cut_partly": (
         "The answer runs over max_length: its end, with the end-of-sequence token, is cut off, "
         "and the model does not learn to stop.",
         "Raise max_length, or drop the rows.",
     ),
-    "too_long": Rule(
-        "warning",
+    "too_long": (
         "Rows of more tokens than max_length; SFTTrainer cuts the end off.",
         "Raise max_length (memory grows with it), split the rows, or use packing='bfd_split'.",
     ),
-    "control_character": Rule(
-        "warning",
+    "control_character": (
         "Control characters (such as a zero byte, a terminal escape, a byte-order mark).",
         "Strip them: re.sub(r'[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufeff]', '', text).",
     ),
-    "replacement_character": Rule(
-        "warning",
+    "replacement_character": (
         "The replacement character U+FFFD: the file was not UTF-8, or was already damaged.",
         "Read the file in its own encoding, for example encoding='cp1252', and save it as UTF-8.",
     ),
-    "prompt_ends_in_space": Rule(
-        "warning",
+    "prompt_ends_in_space": (
         "The prompt ends in a space, which joins the answer's first token, so the boundary "
         "between prompt and completion moves.",
         "Move the space to the start of the completion.",
     ),
-    "boundary_moves": Rule(
-        "warning",
+    "boundary_moves": (
         "The prompt's last tokens change when the completion follows, so the model trains on "
         "another prompt than it sees in use.",
         "End the prompt at a token boundary: no space at its end, the space in the completion.",
     ),
-    "pad_is_eos": Rule(
-        "warning",
+    "pad_is_eos": (
         "The tokenizer pads with the end-of-sequence token (or has no pad token, and eos stands "
         "in). SFTTrainer's collator masks padding by position, so it still learns eos; "
         "transformers' DataCollatorForLanguageModeling masks every label equal to pad, so the "
@@ -221,9 +187,17 @@ RULES: dict[str, Rule] = {
         "Use a pad token of its own, such as an unused one of the vocabulary, or keep "
         "SFTTrainer's own collator.",
     ),
-    "not_checked": Rule(
-        "info",
+}
+NOTES = {
+    "not_checked": (
         "Not checked: lengths, truncation, masks, the boundary, the chat template, the pad token.",
         "Pass a tokenizer: check(dataset, tokenizer).",
     ),
+}
+
+# A report names the faults in this order.
+RULES = {
+    code: Rule(severity, what, fix)
+    for severity, rules in (("error", ERRORS), ("warning", WARNINGS), ("info", NOTES))
+    for code, (what, fix) in rules.items()
 }

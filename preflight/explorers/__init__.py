@@ -2,6 +2,8 @@
 
 `lora_explorer` is over `lora_summary`, `memory_plan.predict` and `lora_training`, and
 `memory_planner` over `plan_fits`.
+
+Used by lessons: 02, 04.
 """
 
 from preflight.explorers.lora import LoraSummary, lora_explorer, lora_summary, lora_training

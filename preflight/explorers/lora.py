@@ -1,4 +1,7 @@
-"""LoRA: what the arguments of LoraConfig do to size, memory and a short training."""
+"""LoRA: what the arguments of LoraConfig do to size, memory and a short training.
+
+Used by lessons: 02, 04.
+"""
 
 from __future__ import annotations
 

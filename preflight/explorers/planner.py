@@ -1,4 +1,7 @@
-"""What a training takes, and on which GPU it fits."""
+"""What a training takes, and on which GPU it fits.
+
+Used by lessons: 02, 04.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What LoRA can target in a model, and whether a list of names hits it."""
+"""What LoRA can target in a model, and whether a list of names hits it.
+
+Used by lessons: 02, 04, 05a, 06.
+"""
 
 from preflight.lora_targets.adapters import Adapters, make_adapters
 from preflight.lora_targets.check import CheckedName, TargetCheck, check_targets

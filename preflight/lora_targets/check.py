@@ -1,4 +1,7 @@
-"""Checks a list of target names against a model: what each matches, and what was meant."""
+"""Checks a list of target names against a model: what each matches, and what was meant.
+
+Used by lessons: 02, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Gathers a model's layers into the table of what LoRA can target."""
+"""Gathers a model's layers into the table of what LoRA can target.
+
+Used by lessons: 02, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +143,7 @@ def _target(
     elif replaced := replaced_by(model, first.name.rpartition(".")[2]):
         as_parameter = f"{name}.weight"
         notes.append(f"as a target module peft takes it for {', '.join(sorted(replaced))}")
-    elif first.kind in ("state-space", "convolution"):
+    elif first.kind in ("state-space", "convolution"):  # the kinds of which peft refuses some
         refused = make_adapters(model, [first.name], r=r).error
         if refused.startswith("peft refuses"):
             notes.append("peft refuses it: Mamba's kernel reads the weight past the adapter")

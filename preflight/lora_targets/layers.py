@@ -1,4 +1,7 @@
-"""The layers of a model that LoRA can adapt: where each is, its kind, its shape, what it costs."""
+"""The layers of a model that LoRA can adapt: where each is, its kind, its shape, what it costs.
+
+Used by lessons: 02, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Suggests arguments for LoraConfig that target what is asked for, and nothing else."""
+"""Suggests arguments for LoraConfig that target what is asked for, and nothing else.
+
+Used by lessons: 02, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

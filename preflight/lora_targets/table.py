@@ -1,4 +1,7 @@
-"""The table of what LoRA can target in a model."""
+"""The table of what LoRA can target in a model.
+
+Used by lessons: 02, 04, 05a, 06.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,38 @@
 
 ``predict(config, "qlora", length=2048)`` simulates a step and gives a `StepMemory`, as
 a meter does. ``fit_gpus(config)`` says which GPUs have the memory, and ``sharded`` what several
-that share the model need.
+that share the model need. From a config to the predicted peak:
+
+    config, options
+        |  1  check the options, and the libraries          options, library_patches
+        v
+    model of fake tensors: shapes without values
+        |  2  build it, quantized and with its adapter      fake_model, fake_tensors
+        v
+    forward and backward, by the libraries' own code
+        |  3  as on a GPU, followed by the meter            simulate, library_patches
+        |  4  with 4 and with 5 layers, from there to all;  extrapolate, layers
+        |     where layers differ, with all of them
+        v
+    levels of the passes          what is trained
+        |                             |  5  clipping and the optimizer's second step,
+        |                             |     alone, with its state   simulate, optimizers
+        v                             v
+        +--------------+--------------+
+                       |  6  the optimizer's state on top of the passes, and what
+                       |     the passes leave under the optimizer's step      predict
+                       v
+    each phase at its highest moment, by category
+                       |  7  the highest phase is the peak  StepMemory
+                       v
+                     peak
+
+The rule of step 6: the passes run as if the optimizer had no state. It is of the same size all
+through the step, so it comes on top of every moment of theirs, and the few layers of step 4 need
+none. What the passes leave once their graph is freed lies under every moment of clipping and of the
+optimizer's step, but for the gradients, which that step counts itself.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
 """
 
 from preflight.memory_plan.advice import Change, Overhead, largest

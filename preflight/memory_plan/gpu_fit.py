@@ -1,4 +1,7 @@
-"""On which GPUs a training plan fits."""
+"""On which GPUs a training plan fits.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 

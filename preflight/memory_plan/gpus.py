@@ -1,13 +1,14 @@
-"""Real GPUs and the memory that a program gets on each."""
+"""Real GPUs and the memory that a program gets on each.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from course_utils.display import html_table, text_table
-
-HEADERS = ("GPU", "sold as", "memory", "bfloat16", "source of the memory figure")
+from course_utils.display import Result
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,13 @@ LARGEST = 1000  # GiB; larger numbers are names, such as 4090
 
 
 @dataclass(frozen=True)
-class GPUTable:
+class GPUTable(Result):
     """GPUs as a table."""
 
     gpus: tuple[GPU, ...] = GPUS
+
+    def headers(self) -> tuple[str, ...]:
+        return ("GPU", "sold as", "memory", "bfloat16", "source of the memory figure")
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Return one row a GPU for a table."""
@@ -82,12 +86,6 @@ class GPUTable:
             )
             for gpu in self.gpus
         ]
-
-    def __str__(self) -> str:
-        return text_table(self.rows(), HEADERS)
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows(), HEADERS)
 
 
 def find_gpu(name: str | float | GPU) -> GPU:

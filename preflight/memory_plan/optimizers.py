@@ -1,4 +1,7 @@
-"""Optimizers by the names of `TrainingArguments.optim`, as the trainers set them up."""
+"""Optimizers by the names of `TrainingArguments.optim`, as the trainers set them up.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer, TrainingArguments
+
+from preflight.memory_plan.library_patches import ready_for_fake
 
 # Those of TrainingArguments.optim that need no further package. Without paged AdEMAMix, which
 # bitsandbytes cannot make where there is no GPU.
@@ -37,14 +42,14 @@ OPTIMIZERS = (
 def make_optimizer(
     name: str,
     groups: list[dict[str, Any]],
-    whole_precision: list[torch.nn.Parameter],
+    in_32_bits: list[torch.nn.Parameter],
     fake: FakeTensorMode,
     device: str,
 ) -> torch.optim.Optimizer:
     """Return the optimizer that a trainer makes of a name, for fake parameters on the CPU.
 
     On a GPU, torch works on all parameters at once (`foreach`) where no other way is asked for.
-    `whole_precision` are parameters of embeddings, whose state the trainers keep in 32 bits.
+    `in_32_bits` are parameters of embeddings, whose state the trainers keep so with bitsandbytes.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=folder, optim=name, report_to="none", use_cpu=True)
@@ -56,17 +61,5 @@ def make_optimizer(
         with fake:  # Adagrad makes its state here
             return kind(groups, **options)
     optimizer = kind(groups, **options)  # its code books are made of values
-    _ready_for_fake(optimizer, fake)
-    for parameter in whole_precision:
-        optimizer.mng.pid2config[id(parameter)] = {"optim_bits": 32}
+    ready_for_fake(optimizer, fake, in_32_bits)
     return optimizer
-
-
-def _ready_for_fake(optimizer: Any, fake: FakeTensorMode) -> None:
-    """Give a bitsandbytes optimizer fake code books, and settings of its own: the manager of
-    settings is shared in the whole process, by the ids of parameters."""
-    books = getattr(optimizer, "name2qmap", {})
-    optimizer.name2qmap = {name: fake.from_tensor(book) for name, book in books.items()}
-    manager = type(optimizer.mng)
-    optimizer.mng = manager.__new__(manager)
-    optimizer.mng.initialize()

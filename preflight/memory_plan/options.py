@@ -1,4 +1,7 @@
-"""What is to be predicted: the options of a training step, checked."""
+"""What is to be predicted: the options of a training step, checked.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 
@@ -22,103 +25,77 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 MIXED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The options of `predict` after the checks; `peft_config` and `quantization_config` are set
-    where the method has them."""
-
-    method: str
-    batch_size: int
-    length: int
-    torch_dtype: torch.dtype
-    gradient_checkpointing: bool
-    optimizer: str
-    fused: bool
-    attention: str | None
-    padding: bool
-    peft_config: PeftConfig | None
-    quantization_config: BitsAndBytesConfig | None
-    autocast: torch.dtype | None
-    adapter_dtype: torch.dtype | None
-    accumulates: bool
-    prepare_for_kbit: bool
-    device: str
-
-
-def make_plan(
-    method: str,
-    *,
-    batch_size: int,
-    length: int,
-    dtype: str | torch.dtype,
-    gradient_checkpointing: bool,
-    optimizer: str,
-    loss: str,
-    attention: str | None,
-    padding: bool,
-    peft_config: PeftConfig | None,
-    quantization_config: BitsAndBytesConfig | None,
-    mixed_precision: str | None,
-    adapter_dtype: str | torch.dtype | None,
-    gradient_accumulation_steps: int,
-    prepare_for_kbit: bool,
-    device: str,
-) -> Plan:
-    """Return the options as a plan.
+@dataclass(kw_only=True)
+class StepOptions:
+    """The options of `predict`, checked; `peft_config` and `quantization_config` are set where the
+    method has them, and dtypes are torch's.
 
     Raises:
         ValueError: if an option is unknown, or two do not go together.
     """
-    _one_of("method", method, METHODS)
-    _one_of("optimizer", optimizer, OPTIMIZERS)
-    _one_of("loss", loss, ("fused", "full"))
-    if attention is not None:
-        _one_of("attention", attention, ATTENTION)
-    _one_of("device", device, ("cuda", "cpu"))
-    for name, value in (
-        ("batch_size", batch_size),
-        ("length", length),
-        ("gradient_accumulation_steps", gradient_accumulation_steps),
-    ):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}. Allowed is a whole number from 1 on. Correct it.")
-    if length < 2:
-        raise ValueError(
-            f"length={length}. Allowed is 2 or more: a token is predicted from others."
-        )
-    peft_config = _adapter(method, peft_config)
-    quantization_config = _quantization(method, quantization_config)
-    if prepare_for_kbit and quantization_config is None:
-        raise ValueError(
-            f"prepare_for_kbit=True with method={method!r}, which quantizes nothing. It goes with "
-            "qlora, int8 or a quantization_config. Leave it out."
-        )
-    if adapter_dtype is not None and peft_config is None:
-        raise ValueError(
-            f"adapter_dtype={adapter_dtype!r} with method='full', which has no adapter. The "
-            "weights' own is dtype. Leave it out."
-        )
-    if mixed_precision is None:  # SFTConfig computes in bfloat16, TrainingArguments does not
-        mixed_precision = "bf16" if loss == "fused" else "no"
-    _one_of("mixed_precision", mixed_precision, MIXED)
-    return Plan(
-        method=method,
-        batch_size=batch_size,
-        length=length,
-        torch_dtype=_dtype("dtype", dtype),
-        gradient_checkpointing=gradient_checkpointing,
-        optimizer=optimizer,
-        fused=loss == "fused",
-        attention=attention,
-        padding=padding,
-        peft_config=peft_config,
-        quantization_config=quantization_config,
-        autocast=MIXED[mixed_precision],
-        adapter_dtype=None if adapter_dtype is None else _dtype("adapter_dtype", adapter_dtype),
-        accumulates=gradient_accumulation_steps > 1,
-        prepare_for_kbit=prepare_for_kbit,
-        device=device,
-    )
+
+    method: str
+    batch_size: int
+    length: int
+    dtype: Any
+    gradient_checkpointing: bool
+    optimizer: str
+    loss: str
+    attention: str | None
+    padding: bool
+    peft_config: PeftConfig | None
+    quantization_config: BitsAndBytesConfig | None
+    mixed_precision: str | None
+    adapter_dtype: Any
+    gradient_accumulation_steps: int
+    prepare_for_kbit: bool
+    device: str
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("loss", self.loss, ("fused", "full"))
+        if self.attention is not None:
+            _one_of("attention", self.attention, ATTENTION)
+        _one_of("device", self.device, ("cuda", "cpu"))
+        for name in ("batch_size", "length", "gradient_accumulation_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"{name}={value!r}. Allowed is a whole number from 1 on. Correct it."
+                )
+        if self.length < 2:
+            raise ValueError(
+                f"length={self.length}. Allowed is 2 or more: a token is predicted from others."
+            )
+        self.peft_config = _adapter(self.method, self.peft_config)
+        self.quantization_config = _quantization(self.method, self.quantization_config)
+        if self.prepare_for_kbit and self.quantization_config is None:
+            raise ValueError(
+                f"prepare_for_kbit=True with method={self.method!r}, which quantizes nothing. It "
+                "goes with qlora, int8 or a quantization_config. Leave it out."
+            )
+        if self.adapter_dtype is not None and self.peft_config is None:
+            raise ValueError(
+                f"adapter_dtype={self.adapter_dtype!r} with method='full', which has no adapter. "
+                "The weights' own is dtype. Leave it out."
+            )
+        if self.mixed_precision is None:  # as SFTConfig, and TrainingArguments
+            self.mixed_precision = "bf16" if self.fused else "no"
+        _one_of("mixed_precision", self.mixed_precision, MIXED)
+        self.dtype = _dtype("dtype", self.dtype)
+        if self.adapter_dtype is not None:
+            self.adapter_dtype = _dtype("adapter_dtype", self.adapter_dtype)
+
+    @property
+    def fused(self) -> bool:
+        """Whether TRL's loss works on parts of the logits."""
+        return self.loss == "fused"
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The half precision in which the passes compute."""
+        return MIXED[self.mixed_precision]
 
 
 def _one_of(name: str, value: Any, allowed: Any) -> None:

@@ -1,10 +1,14 @@
-"""Predict what a training step takes on hardware that is not here: simulate it."""
+"""Predict what a training step takes on hardware that is not here: simulate it.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +16,20 @@ from peft import PeftConfig
 from transformers import BitsAndBytesConfig, PretrainedConfig
 
 from course_utils.configs import load_config
-from course_utils.memory.allocations import as_dict, peaks, samples, timeline
-from course_utils.memory.step_memory import CATEGORIES, PHASES, StepMemory
-from preflight.memory_plan.extrapolate import FEW, Stretch, extrapolate
-from preflight.memory_plan.options import Plan, make_plan
-from preflight.memory_plan.simulate import OptimizerStep, run_optimizer, simulated_pass
+from course_utils.memory.allocations import Moment, phases_and_timeline
+from course_utils.memory.step_memory import CATEGORIES, StepMemory
+from preflight.memory_plan.extrapolate import FEW, LayersDiffer, extrapolate
+from preflight.memory_plan.library_patches import check_libraries
+from preflight.memory_plan.options import StepOptions
+from preflight.memory_plan.simulate import (
+    STATE,
+    OptimizerStep,
+    Pass,
+    run_optimizer,
+    simulated_pass,
+)
 
-GRADIENTS, STATE = CATEGORIES.index("gradients"), CATEGORIES.index("optimizer state")
+GRADIENTS = CATEGORIES.index("gradients")
 
 
 def predict(
@@ -57,21 +68,22 @@ def predict(
     `mixed_precision` ("no", "bf16", "fp16") and `adapter_dtype` follow that trainer when they are
     None. `attention` is "sdpa", "eager", "flash_attention_2" or None, which leaves it to
     transformers (sdpa where an architecture has it). `padding` says that rows differ in length, so
-    that an attention mask is needed. `device` is whose behaviour is imitated; "cuda" stands for a
-    GPU of the Ampere generation or newer, where attention has its fused kernels. With
-    `layers="auto"` a decoder whose layers are all alike is simulated with a few of them and
-    extrapolated exactly; "all" simulates each.
+    that an attention mask is needed. `device` is where the step is to run; "cuda" stands for a GPU
+    of the Ampere generation or newer, where attention has its fused kernels. With `layers="auto"` a
+    decoder whose layers are all alike is simulated with a few of them and extrapolated exactly;
+    where they differ, a warning is logged and each is simulated, as "all" does it.
 
     Raises:
         ValueError: if an option is unknown, or two do not go together.
         FileNotFoundError: if the config is missing.
-        RuntimeError: if the config cannot be fetched, or the model cannot be simulated.
+        RuntimeError: if the config cannot be fetched, or the model cannot be simulated; as
+            LibraryChanged where a library is not as the simulation expects it.
     """
     started = time.perf_counter()
     if layers not in ("auto", "all"):
         raise ValueError(f"layers={layers!r} is unknown. Allowed are auto, all.")
-    plan = make_plan(
-        method,
+    options = StepOptions(
+        method=method,
         batch_size=batch_size,
         length=length,
         dtype=dtype,
@@ -89,78 +101,54 @@ def predict(
         device=device,
     )
     config = load_config(model)
-    count = config.get_text_config().num_hidden_layers
-    found = extrapolate(config, plan) if layers == "auto" else None
-    if found is None:
-        simulated = [count]
-        result = simulated_pass(config, plan)
-        trained, line = result.trained, samples(result.ledger, result.levels)
-        tops, last = peaks(result.ledger, result.levels), result.ends()
-    else:
-        simulated = [FEW, FEW + 1]
-        parts, trained = found
-        tops, last = _tops(parts), (parts[-2].last, parts[-1].last)
-        line = [(part.phase, row) for part in parts for row in (part.peak, part.last)]
-    step = run_optimizer(trained, plan)
+    check_libraries(device)
+    passes, simulated = _passes(config, options, layers)
+    step = run_optimizer(passes.trained, options)
+    phases, timeline = phases_and_timeline(_moments(passes, step))
     settings = {
         "model": config.name_or_path or config.model_type,
         "method": method,
         "batch_size": batch_size,
         "length": length,
-        "dtype": str(plan.torch_dtype).removeprefix("torch."),
+        "dtype": str(options.dtype).removeprefix("torch."),
         "gradient_checkpointing": gradient_checkpointing,
         "optimizer": optimizer,
         "loss": loss,
         "attention": attention,
         "padding": padding,
         "prepare_for_kbit": prepare_for_kbit,
-        "layers": count,
+        "layers": config.get_text_config().num_hidden_layers,
         "simulated_layers": simulated,
+        "seconds": round(time.perf_counter() - started, 2),
     }
-    memory = _assemble(tops, last, line, step, plan, settings)
-    memory.settings["seconds"] = round(time.perf_counter() - started, 2)
-    return memory
+    return StepMemory(phases, step.host, timeline, device=device, settings=settings)
 
 
-def _tops(parts: list[Stretch]) -> dict[str, np.ndarray]:
-    """Return the highest levels of each phase."""
-    tops: dict[str, np.ndarray] = {}
-    for part in parts:
-        if part.phase not in tops or part.peak.sum() > tops[part.phase].sum():
-            tops[part.phase] = part.peak
-    return tops
+def _passes(config: PretrainedConfig, options: StepOptions, layers: str) -> tuple[Pass, list[int]]:
+    """Return the passes through all layers, and how many layers were simulated to know them."""
+    count = config.get_text_config().num_hidden_layers
+    if layers == "auto" and count > FEW + 2:
+        try:
+            return extrapolate(config, options), [FEW, FEW + 1]
+        except LayersDiffer as reason:
+            _warn_once(f"{reason}; all {count} are simulated, which may take minutes.")
+    return simulated_pass(config, options), [count]
 
 
-def _assemble(
-    tops: dict[str, np.ndarray],
-    last: tuple[np.ndarray, np.ndarray],
-    line: list[tuple[str, np.ndarray]],
-    step: OptimizerStep,
-    plan: Plan,
-    settings: dict[str, Any],
-) -> StepMemory:
+@lru_cache
+def _warn_once(text: str) -> None:
+    """Log a warning; without any set-up Python prints it to stderr, as one line."""
+    logging.getLogger(__name__).warning(text)
+
+
+def _moments(passes: Pass, step: OptimizerStep) -> list[Moment]:
     """Join the passes, which ran before the optimizer had a state, with the optimizer's step."""
     state = np.zeros(len(CATEGORIES), dtype=np.int64)
     state[STATE] = step.state
-    ended, freed = last
-    resting = freed.copy()
+    resting = passes.freed.copy()
     resting[GRADIENTS] = 0  # the optimizer's step has its own
-
-    def whole(phase: str, row: np.ndarray) -> np.ndarray:
-        return row if phase == "load" else row + state
-
-    optimizer_tops = peaks(step.ledger, step.levels)
-    phases = {phase: whole(phase, tops[phase]) for phase in ("load", "forward", "backward")}
-    phases |= {phase: optimizer_tops[phase] + resting for phase in ("clip", "optimizer")}
-    # Clipping starts while the loss still holds the graph.
-    phases["clip"] = max(phases["clip"], ended + state, key=np.sum)
-    moments = [(phase, whole(phase, row)) for phase, row in line]
-    moments.append(("clip", ended + state))
-    moments += [(phase, row + resting) for phase, row in samples(step.ledger, step.levels)]
-    return StepMemory(
-        phases={phase: as_dict(phases[phase]) for phase in PHASES},
-        host=step.host,
-        timeline=timeline(moments),
-        device=plan.device,
-        settings=settings,
-    )
+    return [
+        *((phase, row if phase == "load" else row + state) for phase, row in passes.moments),
+        ("clip", passes.ended + state),  # clipping starts while the loss still holds the graph
+        *((phase, row + resting) for phase, row in step.moments),
+    ]

@@ -1,4 +1,7 @@
-"""A training step's memory on each of several GPUs that share the model (FSDP, ZeRO stage 3)."""
+"""A training step's memory on each of several GPUs that share the model (FSDP, ZeRO stage 3).
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from transformers import PretrainedConfig
 
 from course_utils.configs import build_empty, load_config
 from course_utils.memory.step_memory import Sample, StepMemory
+from preflight.memory_plan.layers import layers_of
 
 DIVIDED = ("weights", "adapters", "gradients", "optimizer state")
 # fully_shard gathers the next layer while one computes: torch, docs/notes/fsdp, "implicit
@@ -41,15 +45,15 @@ def units(model: str | Path | PretrainedConfig) -> Units:
     """
     config = load_config(model)
     empty = build_empty(config)
-    lists = [m for m in empty.modules() if isinstance(m, torch.nn.ModuleList)]
-    if not lists:
+    layers = layers_of(empty)
+    if layers is None:
         raise ValueError(
             f"A model of type {config.model_type!r} has no list of layers, by which sharded "
             "training divides it. Give a transformer that stacks its layers in a ModuleList."
         )
     total = _count(empty)
-    layers = [_count(layer) for layer in max(lists, key=_count)]
-    return Units(total, (total - sum(layers)) / total, max(layers) / total)
+    sizes = [_count(layer) for layer in layers]
+    return Units(total, (total - sum(sizes)) / total, max(sizes) / total)
 
 
 def check_degree(degree: int) -> None:
@@ -92,21 +96,21 @@ def sharded(
     # Adapters are in the layers; full training also has the gradients of what is outside.
     summed = share if load["adapters"] else max(parts.layer, parts.outside)
 
-    def on_one(phase: str, whole: Mapping[str, int]) -> dict[str, int]:
-        held = {k: -(-n // degree) if k in DIVIDED else n for k, n in whole.items()}
+    def on_one(phase: str, alone: Mapping[str, int]) -> dict[str, int]:
+        held = {k: -(-n // degree) if k in DIVIDED else n for k, n in alone.items()}
         if phase in ("forward", "backward"):
             gathered = outside + min(LAYERS_AT_ONCE * layer, load["weights"] - outside)
             if phase == "backward":
-                gathered += summed * whole["gradients"]
+                gathered += summed * alone["gradients"]
             # No more than what the GPU does not hold anyway.
             held["temporaries"] += int(gathered * (degree - 1) / degree)
         return held
 
     timeline = tuple(Sample(s.phase, on_one(s.phase, s.bytes)) for s in step.timeline)
     phases = {}
-    for phase, whole in step.phases.items():
+    for phase, alone in step.phases.items():
         # Divided unequally, another moment of the phase can be its largest.
-        moments = [on_one(phase, whole), *(s.bytes for s in timeline if s.phase == phase)]
+        moments = [on_one(phase, alone), *(s.bytes for s in timeline if s.phase == phase)]
         phases[phase] = max(moments, key=lambda held: sum(held.values()))
     return replace(
         step,

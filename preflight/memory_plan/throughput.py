@@ -1,6 +1,8 @@
 """How many tokens a second a training can process: its FLOPs per token, and a GPU's share of them.
 
 A model, not a measurement: the share of a GPU's peak that a training reaches is an input.
+
+Used by lessons: 02, 04, 06, 07, 08, 10.
 """
 
 from __future__ import annotations

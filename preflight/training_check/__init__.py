@@ -4,6 +4,8 @@
 >>> check_trainer(trainer)  # before trainer.train()
 
 What the libraries refuse themselves, in words that help, is left to them.
+
+Used by lessons: 04, 05a, 06.
 """
 
 from preflight.training_check.report import TrainingReport

@@ -1,4 +1,7 @@
-"""What a check of settings or of a trainer returns."""
+"""What a check of settings or of a trainer returns.
+
+Used by lessons: 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class TrainingReport:
             raise ValueError("\n".join(f"{error.what} {error.fix}" for error in errors))
 
     def __str__(self) -> str:
-        found = [finding.to_text() for finding in self.findings] or ["Nothing found."]
+        found = [*map(str, self.findings)] or ["Nothing found."]
         return "\n\n".join([self.about, *found])
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,7 @@
-"""A trainer that is built: what shows only with the model and the rows in it."""
+"""A trainer that is built: what shows only with the model and the rows in it.
+
+Used by lessons: 04, 05a, 06.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +112,7 @@ def _adalora(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
             f"init_r={config.init_r} ranks in every layer, and target_r={config.target_r} has no "
             "effect. Allowed, but no longer AdaLoRA: no trainer makes that call, and none says so.",
             "Add a callback with model.base_model.update_and_allocate(state.global_step), as "
-            "lesson 05 does.",
+            "lesson 05a does.",
             "warning",
         )
     # By name, so that a check of a plain Trainer need not import trl.

@@ -9,12 +9,10 @@ import re
 import subprocess
 import sys
 
+import publish_as
 import yaml
 
 from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import publish_as
 
 # Modules and functions that only some systems have.
 MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty")

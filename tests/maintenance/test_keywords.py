@@ -22,7 +22,11 @@ from transformers import BitsAndBytesConfig
 from course_utils.paths import COURSE_ROOT
 from preflight.memory_plan import predict
 
-NOTEBOOKS = sorted((COURSE_ROOT / "notebooks").glob("[0-9]*.ipynb"))
+NOTEBOOKS = [
+    path
+    for folder in ("notebooks", "notebooks/deeper")
+    for path in sorted((COURSE_ROOT / folder).glob("[0-9]*.ipynb"))
+]
 LIBRARIES = (
     "transformers", "trl", "peft", "datasets", "torch", "bitsandbytes", "safetensors", "accelerate",
     "tensorboard", "pandas", "course_utils", "preflight",
@@ -31,7 +35,7 @@ LIBRARIES = (
 # Callables that take any keyword, so that no signature tells a right one from a wrong one. One that
 # is in none of these tables fails the test: look at it, and say here where its keywords go.
 FORWARDS = {
-    "fits": predict,
+    "fit_gpus": predict,
     "plan_fits": predict,
     "create_loraplus_optimizer": torch.optim.AdamW,
     "checked_arguments": BitsAndBytesConfig,

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import run_lessons
+import teaching
 
 from course_utils import compare
 from course_utils.compare import results as compare_results
 from course_utils.compare.results import Sources, jobs, model_fingerprint
 from course_utils.compare.runner import at_rate, require_valid
-from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import run_lessons
-import teaching
+from course_utils.paths import DATA, POCKET_MODEL
 
 RESULTS = DATA / "results"
 RECORD = RESULTS / "comparison"
@@ -119,4 +116,4 @@ def test_the_cost_of_every_lesson_is_on_record() -> None:
     for name, cost in found["lessons"].items():
         minutes = teaching.run_minutes(name.partition("_")[0])
         assert abs(minutes - cost["seconds"] / 60) < 1, f"{name}: correct the README's table"
-    assert found["calibration_seconds"] > 0 and found["jobs"] in (1, 2)
+    assert found["jobs"] in (1, 2)

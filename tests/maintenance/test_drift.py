@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import drift_report
 import nbformat
 import peft
 import pytest
@@ -19,9 +20,6 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from course_utils.paths import COURSE_ROOT
-
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import drift_report
 
 RECORD = json.loads(drift_report.RECORD.read_text(encoding="utf-8"))
 WORKFLOW = COURSE_ROOT / ".github" / "workflows" / "drift.yml"
@@ -33,7 +31,7 @@ pinned = pytest.mark.skipif(
 
 @pinned
 def test_the_record_is_of_the_lessons_and_of_the_pinned_versions() -> None:
-    """A report on an old record blames what has long been mended."""
+    """A report on an old record blames what has long been fixed."""
     advice = "run: python scripts/drift_report.py --record"
     assert RECORD["calls"] == drift_report.record(), advice
     assert RECORD["versions"] == drift_report.versions(RECORD["versions"]), advice
@@ -45,9 +43,9 @@ def test_the_record_is_of_the_lessons_and_of_the_pinned_versions() -> None:
 @pinned
 def test_nothing_is_reported_where_nothing_changed(capsys: pytest.CaptureFixture[str]) -> None:
     assert drift_report.main([]) == 0
-    said = capsys.readouterr().out
-    assert "Versions: as recorded." in said
-    assert said.count(": 0") == 3
+    printed = capsys.readouterr().out
+    assert "Versions: as recorded." in printed
+    assert printed.count(": 0") == 3
 
 
 def changed(without: str, *more: inspect.Parameter) -> Any:
@@ -78,9 +76,9 @@ def test_a_parameter_that_is_gone_is_named_with_the_lessons_that_call(
 ) -> None:
     """The fault that stops a lesson: which call, where, and how it was and is."""
     monkeypatch.setattr(peft, "LoraConfig", changed("lora_alpha", ALPHA))
-    code, said = report(tmp_path)
+    code, printed = report(tmp_path)
     assert code == 1
-    breaking, harmless = said.split("whose changes break none")
+    breaking, harmless = printed.split("whose changes break none")
     entry = breaking.partition("`peft.LoraConfig`")[2]
     assert "04_lora" in entry.splitlines()[0]
     assert "old: LoraConfig(..., lora_alpha=8, ...)\nnew: LoraConfig(..., alpha=16)\n" in entry
@@ -90,8 +88,8 @@ def test_a_parameter_that_is_gone_is_named_with_the_lessons_that_call(
 def test_a_name_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Imports vanish too, and then no line of the lesson runs."""
     monkeypatch.delattr(peft, "get_peft_model")
-    code, said = report(tmp_path)
-    entry = said.partition("`peft.get_peft_model` in ")[2]
+    code, printed = report(tmp_path)
+    entry = printed.partition("`peft.get_peft_model` in ")[2]
     assert "04_lora" in entry.splitlines()[0]
     assert "new: gone (AttributeError: module 'peft' has no attribute 'get_peft_model')" in entry
     assert code == 1, "and what cannot be imported without it does not end the report"
@@ -131,10 +129,10 @@ def test_a_failed_lesson_and_a_failed_test_are_traced_to_the_call(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
     monkeypatch.setattr(peft, "LoraConfig", changed("lora_alpha"))
-    code, said = report(tmp_path, junit)
+    code, printed = report(tmp_path, junit)
     assert code == 1
-    assert "## Tests that failed: 3" in said
-    failed = said.partition("## Signatures")[0].split("### ")[1:]
+    assert "## Tests that failed: 3" in printed
+    failed = printed.partition("## Signatures")[0].split("### ")[1:]
     error = "TypeError: LoraConfig.__init__() got an unexpected keyword argument 'lora_alpha'"
     for start in ("04_lora", "test_it: test_adapter"):
         (one,) = (text for text in failed if text.startswith(start))

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import publish_as
 import pytest
 from nbformat import NotebookNode
 
 from course_utils.paths import COURSE_ROOT
 
-sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import publish_as
-
-NOTEBOOKS = sorted((COURSE_ROOT / "notebooks").glob("*.ipynb"))
+LESSONS = sorted((COURSE_ROOT / "notebooks").glob("*.ipynb"))
+DEEPER = sorted((COURSE_ROOT / "notebooks" / "deeper").glob("*.ipynb"))
+NOTEBOOKS = LESSONS + DEEPER
 PAGES = [
     *(COURSE_ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((COURSE_ROOT / "data").rglob("README.md")),
@@ -136,7 +135,7 @@ def test_it_opens_with_the_four_lines(path: Path) -> None:
     positions = [first.find(line) for line in OPENING]
     assert -1 not in positions, dict(zip(OPENING, positions, strict=True))
     assert positions == sorted(positions)
-    assert f"{COLAB}notebooks/{path.name})" in first
+    assert f"{COLAB}{path.relative_to(COURSE_ROOT).as_posix()})" in first
 
 
 def test_headings_are_in_order(path: Path) -> None:
@@ -148,8 +147,18 @@ def test_headings_are_in_order(path: Path) -> None:
 
 
 def test_it_ends_with_measurements_and_the_way_on(path: Path) -> None:
-    """The last three sections are the same in every lesson, and the README leads to each."""
-    titles = re.findall(r"^## (.+)$", prose(markdown(read(path))), flags=re.M)
+    """The last sections are the same everywhere, and something leads to each notebook.
+
+    To a lesson the README does; to a deeper notebook its lesson, and it leads back.
+    """
+    text = markdown(read(path))
+    titles = re.findall(r"^## (.+)$", prose(text), flags=re.M)
+    if path in DEEPER:
+        lessons = [one for one in LESSONS if one.name[:2] == path.name[:2]]  # of 05, 05a and 05b
+        leading = [one for one in lessons if f"(deeper/{path.name})" in markdown(read(one))]
+        assert titles[-2:] == ["What we measured", "Next"]
+        assert leading and all(f"(../{one.name})" in text for one in leading)
+        return
     assert titles[-3:] == ["Your turn", "What we measured", "Next"]
     assert f"(notebooks/{path.name})" in (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -176,10 +185,10 @@ def test_cells_are_short(path: Path) -> None:
 
 
 def test_exercises_have_a_folded_solution(path: Path) -> None:
-    """Two exercises or more; each with three dots, a check and a solution to open."""
+    """Two exercises or more in a lesson; each with three dots, a check and a solution to open."""
     notebook = read(path)
     found = [i for i, c in enumerate(notebook.cells) if "exercises.check(" in c.source]
-    assert len(found) >= 2
+    assert len(found) >= 2 or path in DEEPER
     for i in found:
         assert notebook.cells[i].source.startswith("answer = ...")
         fold = r"<details><summary>Solution</summary>\n\n.*?```python\n.*?```\n</details>"

@@ -1,0 +1,37 @@
+"""The checks of lesson 00.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from course_utils.exercises.registry import exercise
+
+
+@exercise("00-rank")
+def _rank(answer: int, trainable: int) -> tuple[bool, str]:
+    if answer == 2 * trainable:
+        return True, "both matrices grow with the rank, so twice the rank trains twice as many."
+    return False, f"r=8 trains {trainable:,} parameters, and both matrices grow with the rank."
+
+
+@exercise("00-field")
+def _field(answer: str, accuracy: pd.Series) -> tuple[bool, str]:
+    if answer in accuracy.index and accuracy[answer] == accuracy.min():
+        return True, f"{answer} is right in only {accuracy.min():.1%} of the unseen messages."
+    return (
+        False,
+        f"find the smallest number in the column 'unseen'; fields: {', '.join(accuracy.index)}.",
+    )
+
+
+@exercise("00-speed")
+def _speed(answer: float, metrics: dict[str, float], rows: int) -> tuple[bool, str]:
+    seconds = metrics["train_runtime"] / (rows * metrics["epoch"])
+    if math.isclose(answer, seconds, rel_tol=0.05):
+        return True, f"{seconds * 1000:.1f} milliseconds a row, forward and backward."
+    return False, "divide train_runtime, in seconds, by rows times epochs."

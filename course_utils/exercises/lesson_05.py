@@ -1,0 +1,56 @@
+"""The checks of lesson 05.
+
+Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from course_utils.exercises.registry import exercise
+
+
+@exercise("05-virtual")
+def _virtual_tokens(answer: int, config: Any) -> tuple[bool, str]:
+    if answer == 20 * config.hidden_size:
+        return True, "an embedding for each virtual token, and nothing in the layers."
+    if answer == 20 * config.hidden_size * config.num_hidden_layers:
+        return False, "prompt tuning puts its virtual tokens below the first layer alone."
+    return False, "how many numbers is one embedding in this model?"
+
+
+@exercise("05-head")
+def _head(answer: Any) -> tuple[bool, str]:
+    if getattr(answer.task_type, "value", answer.task_type) != "SEQ_CLS":
+        return False, "sorting whole messages into classes has a task type of its own."
+    saved = answer.modules_to_save or []
+    if not isinstance(saved, list):
+        return False, "modules_to_save has to be a list: get_peft_model fails with anything else."
+    if "classification_head" not in saved:
+        return False, "peft does not know the name of this head, so the config has to say it."
+    return True, "the head is trained and saved, whatever its name."
+
+
+@exercise("05-merge")
+def _unmergeable(answer: Sequence[str], merge: pd.Series) -> tuple[bool, str]:
+    wanted = {name for name, outcome in merge.items() if isinstance(outcome, str)}
+    given = {answer} if isinstance(answer, str) else {*answer}
+    if given == wanted:
+        return True, "they have no weights that could go into the model's."
+    if given - {*merge.index}:
+        return False, f"give names from the index of the table: {', '.join(merge.index)}."
+    return False, f"{len(wanted - given)} are missing, {len(given - wanted)} can be merged."
+
+
+@exercise("05-macro")
+def _macro_f1(answer: float, accuracy: float, classes: int) -> tuple[bool, str]:
+    of_the_named = 2 * accuracy / (1 + accuracy)
+    if math.isclose(answer, of_the_named / classes, rel_tol=1e-3):
+        return True, "one class has an F1, the others have 0, and the mean is over all of them."
+    if math.isclose(answer, of_the_named, rel_tol=1e-3):
+        return False, "that is the F1 of the class that is named; the others count as much."
+    return False, "find precision and recall of the class that is named, then of one that is not."
