@@ -55,14 +55,13 @@ def imported(source: str) -> set[str]:
 
 
 def lessons() -> dict[str, str]:
-    """Return the code of each lesson by its number, with that of the notebooks that go deeper."""
+    """Return the code of each lesson by its number."""
     code: dict[str, str] = {}
-    for path in sorted((ROOT / "notebooks").rglob("[0-9]*_*.ipynb")):
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*_*.ipynb")):
         cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
         # Lines for IPython alone, as in the cell for Colab, are no Python.
         python = re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", "\n".join(cells))
-        number = path.stem.partition("_")[0]
-        code[number] = code.get(number, "") + "\n" + python
+        code[path.stem.partition("_")[0]] = python
     return code
 
 
@@ -111,7 +110,7 @@ def tree() -> str:
 
 def _rows(package: str) -> Iterator[str]:
     for name, path in modules().items():
-        if name != package:
+        if name.startswith(f"{package}."):
             text = DOCSTRING.match(path.read_text(encoding="utf-8"))[2].split("\n")[0]
             place = path.relative_to(ROOT / package).as_posix().removesuffix("__init__.py")
             yield f"| `{place}` | {text.rstrip('.')} | {users()[name]} |"
