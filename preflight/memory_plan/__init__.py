@@ -2,7 +2,7 @@
 
 ``predict(config, "qlora", length=2048)`` simulates a step and gives a `StepMemory`, as
 a meter does. ``fit_gpus(config)`` says which GPUs have the memory, and ``sharded`` what several
-that share the model need. From a config to the predicted peak:
+that share the model need. From a config to the predicted peak::
 
     config, options
         |  1  check the options, and the libraries          options, library_patches
