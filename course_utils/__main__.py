@@ -66,7 +66,9 @@ def compare(options: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m course_utils", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m course_utils", description=__doc__.partition("\n")[0]
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("doctor", help="what this machine can run, and what is broken")

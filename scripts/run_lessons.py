@@ -95,7 +95,6 @@ def execute(path: Path) -> tuple[NotebookNode, int]:
         resources={"metadata": {"path": str(path.parent)}},
         coalesce_streams=True,  # what comes in two pieces, by chance, is one output
         record_timing=False,
-        store_widget_state=False,
         # A kernel warns of its sockets, which are open to this machine alone and signed with a key.
         extra_arguments=["--log-level=ERROR"],
     )
