@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done || echo python3)
 NB ?=
+# MANY=1: test-long kills 20 times instead of twice, and more of the like.
+MANY ?=
 # How often test-long runs each lesson anew; empty, it does not.
 REPEAT ?=
 # How many test files run at a time.
@@ -45,8 +47,8 @@ maintenance: $(TEST_READY) lint  ## Check what pages, notebooks, records and wor
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/maintenance -n $(JOBS)
 
 # By groups, so that no lesson runs twice at a time.
-test-long: $(TEST_READY)  ## Run notebooks/deeper and the repetitions: 20 kills of each kind (REPEAT=10 for lessons)
-	@REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
+test-long: $(TEST_READY)  ## Run notebooks/deeper, the pages, kills and repetitions (MANY=1: 20 kills of each kind)
+	@MANY=$(MANY) REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
 		--dist loadgroup $(if $(NB),-k lesson_$(NB))
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks/deeper --nbval-lax --nbval-current-env \
 		$(if $(NB),-k $(NB)_,--every-notebook) -n $(JOBS) --dist loadfile

@@ -209,7 +209,7 @@ def watching() -> Iterator[tuple[str, str, str]]:
     seconds = time.perf_counter() - started - live.seconds - meter.seconds
     InteractiveShell.clear_instance()
     yield "live plot, of the training it draws", f"{live.seconds / seconds:.1%}", "< 3%"
-    # Beside what it does between the steps the meter slows the one that it measures.
+    # Besides what it does between the steps the meter slows the one that it measures.
     others = statistics.median(meter.steps[2:])
     extra = meter.seconds + max(0.0, meter.steps[1] - others)
     epoch = others * len(trainer.train_dataset) / RECIPE["per_device_train_batch_size"]

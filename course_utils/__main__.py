@@ -16,7 +16,7 @@ INSTALL = "pip install -r requirements.txt -c constraints.txt"
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Print what this machine can run; return 1 if something has to be mended first."""
+    """Print what this machine can run; return 1 if something has to be fixed first."""
     try:
         from course_utils import doctor
     except ImportError as error:  # `packaging`, which reads versions, comes with the libraries
@@ -66,7 +66,9 @@ def compare(options: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m course_utils", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m course_utils", description=__doc__.partition("\n")[0]
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("doctor", help="what this machine can run, and what is broken")

@@ -1,6 +1,6 @@
 """Weights in few bits: what rounding to a table of levels, block by block, costs and saves.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class QuantizationReport:
 def checked_arguments(**arguments: Any) -> dict[str, Any]:
     """Return the arguments, for `BitsAndBytesConfig(**arguments)`, if it takes them as they are.
 
-    It drops a name that it does not know without a word, quantizes nothing where no width is given,
+    It drops a name that it does not know silently, quantizes nothing where no width is given,
     and of a wrong value says much later only that the conversion of the weights failed.
 
     Raises:
@@ -133,7 +133,7 @@ def checked_arguments(**arguments: Any) -> dict[str, Any]:
             close = difflib.get_close_matches(name, known, n=1)
             meant = f"Write {close[0]}." if close else "Take it out."
             wrong.append(
-                f"BitsAndBytesConfig has no {name}, and would drop it without a word. {meant} "
+                f"BitsAndBytesConfig has no {name}, and would drop it silently. {meant} "
                 f"Allowed are {', '.join(known)}."
             )
     if wrong:

@@ -130,7 +130,7 @@ def _unmatched(config: PeftConfig, empty: PreTrainedModel) -> Iterator[SettingPr
             yield SettingProblem(
                 "target_modules",
                 f"target_modules has {target!r}: matches nothing. Allowed are names of layers; of "
-                "a wrong one beside a right one peft says nothing.",
+                "a wrong one next to a right one peft says nothing.",
                 f"Write {close[0]}." if close else "",
             )
 

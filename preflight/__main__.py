@@ -1,4 +1,4 @@
-"""What to ask before a GPU is rented, ``python -m preflight COMMAND``: check, memory, modules.
+"""What to ask before a GPU is rented: ``python -m preflight check``, modules, memory, training.
 
 Used by lessons: none.
 """
@@ -9,13 +9,17 @@ import argparse
 import sys
 
 from course_utils.__main__ import run, utf8_pipes
-from preflight.commands import add_commands
+from preflight.commands import add_commands, add_training
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code: 0 fine, 1 found something, 2 could not run."""
-    parser = argparse.ArgumentParser(prog="python -m preflight", description=__doc__)
-    add_commands(parser.add_subparsers(required=True, metavar="command"))
+    parser = argparse.ArgumentParser(
+        prog="python -m preflight", description=__doc__.partition("\n")[0]
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    add_commands(commands)
+    add_training(commands)
     return run(parser, arguments)
 
 

@@ -1,4 +1,4 @@
-"""The commands of the preflight: check, memory, modules; what each prints and returns.
+"""The commands of the preflight: check, memory, modules, training; what each prints, returns.
 
 Used by lessons: none.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 
@@ -112,6 +113,37 @@ def modules(options: argparse.Namespace) -> int:
     return 0 if "check" not in parts or parts["check"].ok else 1
 
 
+def training(options: argparse.Namespace) -> int:
+    """Print what is wrong with the settings in a recipe; return 1 if it should not be trained."""
+    from trl import (
+        DatasetMixtureConfig,
+        ModelConfig,
+        ScriptArguments,
+        SFTConfig,
+        TrlParser,
+        get_peft_config,
+    )
+
+    from preflight.training_check import check_settings
+
+    if not Path(options.recipe).is_file():
+        raise FileNotFoundError(
+            f"'{options.recipe}' is not a file. Allowed is a recipe in YAML, as `trl sft --config` "
+            "takes it. Check the path."
+        )
+    # The four that `trl sft` reads.
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
+    # The GPU that a recipe is for need not be here: without use_cpu, bf16 would be refused.
+    here = ["--config", options.recipe, "--use_cpu", "true"]
+    _, args, model, _ = parser.parse_args_and_config(here)
+    report = check_settings(args, get_peft_config(model), model.model_name_or_path)
+    if options.json:
+        print(json.dumps({"ok": report.ok, **dataclasses.asdict(report)}, indent=2))
+    else:
+        print(report)
+    return 0 if report.ok else 1
+
+
 def add_commands(commands: Any) -> None:
     """Add check, memory and modules to a parser's commands (what `add_subparsers` gave)."""
     command = commands.add_parser("check", help="examine a dataset before training on it")
@@ -178,3 +210,11 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--rank", type=int, default=8, help="of the adapters (default: 8)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=modules)
+
+
+def add_training(commands: Any) -> None:
+    """Add training, which only ``python -m preflight`` has."""
+    command = commands.add_parser("training", help="are the settings of a recipe sound?")
+    command.add_argument("recipe", help="a YAML file as `trl sft --config` takes it")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=training)

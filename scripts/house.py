@@ -31,7 +31,7 @@ FOLDERS = {
 PACKAGES = tuple(FOLDERS)[:2]
 TYPES_ALONE = re.compile(r"^if TYPE_CHECKING:\n(?: +.*\n)+", re.M)
 DOCSTRING = re.compile(r'\A(r?""")(.+?)(?:\n\nUsed by [^"]+\.\n)?"""\n', re.S)
-TREE = re.compile(r"(?<=<!-- begin tree -->\n).*?(?=<!-- end tree -->)", re.S)
+TREE = re.compile(r"(?<=<!-- begin tree -->\n\n).*?(?=<!-- end tree -->)", re.S)
 
 
 def modules() -> dict[str, Path]:
@@ -55,14 +55,13 @@ def imported(source: str) -> set[str]:
 
 
 def lessons() -> dict[str, str]:
-    """Return the code of each lesson by its number, with that of the notebooks that go deeper."""
+    """Return the code of each lesson by its number."""
     code: dict[str, str] = {}
-    for path in sorted((ROOT / "notebooks").rglob("[0-9]*_*.ipynb")):
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*_*.ipynb")):
         cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
         # Lines for IPython alone, as in the cell for Colab, are no Python.
         python = re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", "\n".join(cells))
-        number = path.stem.partition("_")[0]
-        code[number] = code.get(number, "") + "\n" + python
+        code[path.stem.partition("_")[0]] = python
     return code
 
 
@@ -98,24 +97,27 @@ def annotated(name: str) -> str:
 
 
 def tree() -> str:
-    """Return the README's table of folders and modules."""
-    return "\n".join(["| | what it holds | lessons |", "|---|---|---|", *_rows()]) + "\n"
+    """Return the README's tables: the folders, and in a fold the modules of each package."""
+    there = [folder for folder in FOLDERS if (ROOT / folder).is_dir()]
+    rows = [f"| [`{folder}/`]({folder}) | {FOLDERS[folder]} |" for folder in there]
+    parts = ["\n".join(["| folder | what it holds |", "|---|---|", *rows])]
+    for package in PACKAGES:
+        summary = f"<details><summary>The modules of <code>{package}</code></summary>"
+        table = ["| module | what it holds | lessons |", "|---|---|---|", *_rows(package)]
+        parts += [summary, "\n".join(table), "</details>"]
+    return "\n\n".join(parts) + "\n\n"
 
 
-def _rows() -> Iterator[str]:
-    for folder, purpose in FOLDERS.items():
-        if not (ROOT / folder).is_dir():
-            continue
-        yield f"| [`{folder}/`]({folder}) | {purpose} | |"
-        for name, path in modules().items():
-            if name.startswith(f"{folder}."):
-                text = DOCSTRING.match(path.read_text(encoding="utf-8"))[2].split("\n")[0]
-                place = path.relative_to(ROOT).as_posix().removesuffix("__init__.py")
-                yield f"| `{place}` | {text.rstrip('.')} | {users()[name]} |"
+def _rows(package: str) -> Iterator[str]:
+    for name, path in modules().items():
+        if name.startswith(f"{package}."):
+            text = DOCSTRING.match(path.read_text(encoding="utf-8"))[2].split("\n")[0]
+            place = path.relative_to(ROOT / package).as_posix().removesuffix("__init__.py")
+            yield f"| `{place}` | {text.rstrip('.')} | {users()[name]} |"
 
 
 def readme() -> str:
-    """Return the README with that table."""
+    """Return the README with those tables."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return TREE.sub(lambda _: tree(), text)
 

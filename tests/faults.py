@@ -22,10 +22,13 @@ QUIET = {
     "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
 }  # fmt: skip
-PARTS = ("course_utils", "data", "notebooks", "requirements.txt", "constraints.txt")
+PARTS = ("course_utils", "preflight", "data", "notebooks", "requirements.txt", "constraints.txt")
 LEFT_OUT = ("__pycache__", "runs", "capacity", ".making")
 # What PEFT says of a model that has an adapter already, and gets a second one.
 SECOND_ADAPTER = ("second time", "multiple adapters")
+# The weekly run repeats more (make test-long MANY=1); two kills show what twenty do.
+MANY = bool(os.environ.get("MANY"))
+KILLS = 20 if MANY else 2
 PATIENCE = 300  # seconds; the longest that a cell may take
 
 

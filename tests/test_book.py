@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -48,9 +48,12 @@ def there(name: str) -> bool:
 
 
 MISSING = [requirement.name for requirement in NEEDED if not there(requirement.name)]
-built_here = pytest.mark.skipif(
-    bool(MISSING), reason=f"the pages need {', '.join(MISSING)}: run `make book` once"
-)
+
+
+def built_here(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that needs the site, which takes a minute to build."""
+    reason = f"the pages need {', '.join(MISSING)}: run `make book` once"
+    return pytest.mark.long(pytest.mark.skipif(bool(MISSING), reason=reason)(test))
 
 
 def module(name: str):

@@ -13,6 +13,7 @@ import pytest
 from course_utils import compare, configs
 from course_utils.__main__ import main
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
+from preflight.__main__ import main as preflight_main
 
 
 def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -246,3 +247,58 @@ def test_compare_says_what_was_wrong_before_it_runs(
     printed = capsys.readouterr()
     assert said in printed.err and "Traceback" not in printed.err
     assert not (tmp_path / "out").exists()
+
+
+RECIPE = """
+model_name_or_path: llama-3.2-1b
+use_peft: true
+lora_target_modules: [q_proj, {target}]
+learning_rate: {rate}
+bf16: true
+datasets:
+- path: json
+  data_files: train.jsonl
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "rate", "status", "words"),
+    [
+        ("v_proj", "2.0e-4", 0, "Nothing found"),
+        ("v_porj", "2.0e-4", 1, "Write v_proj"),
+        ("v_proj", "0", 1, "learning_rate is 0"),
+    ],
+)
+def test_the_settings_of_a_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target, rate, status, words
+) -> None:
+    """A recipe for a GPU is checked where there is none, and without the model's weights."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.format(target=target, rate=rate), encoding="utf-8")
+    assert preflight_main(["training", str(file)]) == status
+    assert words in capsys.readouterr().out
+    assert preflight_main(["training", str(file), "--json"]) == status
+    assert json.loads(capsys.readouterr().out)["ok"] is (status == 0)
+
+
+def test_a_recipe_that_cannot_be_read_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert preflight_main(["training", str(tmp_path / "none.yaml")]) == 2
+    assert "is not a file" in capsys.readouterr().err
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model_name_or_path: llama-3.2-1b\nlearning_rat: 1\n", encoding="utf-8")
+    assert preflight_main(["training", str(file)]) == 2
+    assert "learning_rat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["modules", "llama-3.2-1b", "--suggest", "attention"], ["memory", "--list"]],
+)
+def test_both_packages_answer_the_same(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == preflight_main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]

@@ -31,7 +31,7 @@ except metadata.PackageNotFoundError:
     pytest.skip("this environment has no pip: python -m ensurepip", allow_module_level=True)
 
 FREEZE = COURSE_ROOT / "tests" / "colab_freeze.txt"
-# A kernel as Colab's, beside the libraries of this environment.
+# A kernel as Colab's, next to the libraries of this environment.
 KERNEL = ("ipywidgets==7.7.1", "ipython==7.34.0", "ipykernel==6.17.1")
 NEEDED_BY_THEM = ("ipython-genutils", "decorator", "backcall", "pickleshare")
 NO_NETWORK = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
@@ -89,6 +89,7 @@ def freeze() -> dict[str, str]:
     return dict(row.split("==") for row in rows if row and not row.startswith("#"))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="needs a symbolic link, which Windows may forbid")
 def test_pip_finds_versions_that_go_with_what_colab_brings(tmp_path: Path) -> None:
     """One library that needs another torch, and the first cell of every lesson fails."""
@@ -138,6 +139,7 @@ def shown(environment: dict[str, str], version: str) -> list[str]:
     return "".join(o.text for o in outputs if o.get("name") == "stdout").splitlines()
 
 
+@pytest.mark.long
 def test_the_explorers_show_the_same_on_colabs_widgets(kernel: Path) -> None:
     """Colab has stayed at ipywidgets 7.7 and IPython 7.34; the course is written on newer ones."""
     import ipywidgets

@@ -21,6 +21,7 @@ import pandas as pd
 import psutil
 import pytest
 import tqdm.notebook
+from faults import KILLS
 from transformers import AutoTokenizer
 
 from course_utils import compare, data, plots
@@ -145,6 +146,7 @@ def test_runs_of_one_name_with_other_data_are_kept_apart(whole: Path, tmp_path: 
     assert len(table) == 2 and list(curves) == list(table.index)
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
     file: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -178,13 +180,13 @@ def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
 
 @pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
-def test_killed_20_times_at_random_moments(file: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments(file: Path, whole: Path, tmp_path: Path) -> None:
     """And started again at once, while the worker of the one before may still be at it."""
     seed = random.randrange(10**6)
     print(f"the moments come from random.Random({seed})")
     rng = random.Random(seed)
     kills, comparisons, limit = 0, 0, 60.0
-    while kills < 20:
+    while kills < KILLS:
         comparisons += 1
         folder, ended = tmp_path / str(comparisons), False
         while not ended:
@@ -194,7 +196,7 @@ def test_killed_20_times_at_random_moments(file: Path, whole: Path, tmp_path: Pa
                 command(file, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(0, limit) if kills < 20 else None)
+                process.wait(rng.uniform(0, limit) if kills < KILLS else None)
             process.kill()
             ended = process.wait() == 0
             assert ended or process.returncode == -9, process.stdout.read()

@@ -69,7 +69,7 @@ def test_an_unknown_key_is_named() -> None:
 )
 def test_a_fault_of_the_cell_is_not_blamed_on_the_answer(answer, measured, given) -> None:
     """A learner would look for a fault in an answer that is right."""
-    with pytest.raises(ValueError, match=rf"given {given} beside .* takes trainable\..*cell"):
+    with pytest.raises(ValueError, match=rf"given {given} with .* takes trainable\..*cell"):
         exercises.check("00-rank", answer, **measured)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from faults import HARMS, QUIET
+from faults import HARMS, KILLS, QUIET
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -35,7 +35,7 @@ from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="kills and limits processes as POSIX does")
-few_and_many = pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.long)])
+few_and_many = pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=pytest.mark.long)])
 TICKETS = "tickets/prompt_completion/train.jsonl"
 BUILD = str(DATA / "build" / "make_datasets.py")
 RECORD = DATA / "results" / "comparison"
@@ -70,15 +70,15 @@ def write_for_ever(path: Path, letter: str) -> None:
 
 @posix
 def test_a_file_is_whole_after_a_kill(tmp_path: Path, rng: random.Random) -> None:
-    """20 kills; what is read is what was written once, never the beginning of it."""
+    """Eight kills; what is read is what was written once, never the beginning of it."""
     path, seen = tmp_path / "result.json", set()
     write_whole(path, "-" * 3_000_000)
-    for letter in "abcdefghijklmnopqrst":
+    for letter in "abcdefgh":
         killed_at_it(write_for_ever, path, letter, after=rng.uniform(0.05, 0.3))
         text = path.read_text()
         assert len(text) == 3_000_000 and len(set(text)) == 1
         seen.add(text[0])
-    assert len(seen) > 5, "the kills came too early to show anything"
+    assert len(seen) > 1, "the kills came too early to show anything"
     write_whole(path, "the end")
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"], "what a kill left is used up"
 
@@ -101,10 +101,10 @@ def base() -> PreTrainedModel:
 def test_an_adapter_is_whole_or_refused_after_a_kill(
     base: PreTrainedModel, tmp_path: Path, rng: random.Random
 ) -> None:
-    """20 kills of a process that saves: all matrices come from one saving, or there is an error."""
+    """Eight kills of a process that saves: all matrices are of one saving, or there is an error."""
     adapted = get_peft_model(base, LoraConfig(r=64, target_modules="all-linear"))
     whole = 0
-    for kill in range(20):
+    for kill in range(8):
         value = (kill + 1) / 32
         killed_at_it(save_for_ever, adapted, tmp_path, value, after=rng.uniform(0.05, 0.3))
         try:
@@ -113,7 +113,7 @@ def test_an_adapter_is_whole_or_refused_after_a_kill(
             continue
         assert len({float(x) for m in matrices.values() for x in m.unique()}) == 1
         whole += 1
-    assert whole > 5, "the kills came too early to show anything"
+    assert whole > 1, "the kills came too early to show anything"
 
 
 def build(output: Path) -> subprocess.Popen[bytes]:
@@ -184,9 +184,9 @@ def load_for_ever(cache: Path) -> None:
 def test_a_cache_that_was_being_written_is_not_taken_for_a_dataset(
     tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`load_dataset` keeps what it has read; 20 kills while it does."""
+    """`load_dataset` keeps what it has read; it is killed while it does."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    for _ in range(20):
+    for _ in range(KILLS):
         killed_at_it(load_for_ever, tmp_path, after=rng.uniform(0.05, 0.6))
         assert data.load("tickets", "train", form="messages").num_rows == 1200
 
@@ -245,7 +245,7 @@ def test_a_full_disk_keeps_what_was_there(way: str, tmp_path: Path) -> None:
     said, kept = script(full_disk(folder, way), WRITE, folder).splitlines()
     assert said.startswith("True [Errno ") and NO_SPACE[way] in said
     assert "old.json' cannot be written" in said and "Free some space" in said
-    assert kept == "old ['old.json']", "the old file, and nothing half written beside it"
+    assert kept == "old ['old.json']", "the old file, and nothing half written next to it"
 
 
 MAKE = """
@@ -295,6 +295,7 @@ for resume in (False, True):
 """
 
 
+@pytest.mark.long
 @posix
 @both_ways
 def test_a_checkpoint_for_which_there_is_no_room_is_not_resumed(way: str, tmp_path: Path) -> None:

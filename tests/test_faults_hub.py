@@ -139,6 +139,7 @@ def load(hub: ThreadingHTTPServer, cache: Path) -> dict[str, object]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_weights_that_break_off_are_not_taken_for_whole(hub, tmp_path: Path) -> None:
     """Once is made good by the client itself; for ever is an error, and then it goes on."""
     hub.drops["model.safetensors"] = ALWAYS

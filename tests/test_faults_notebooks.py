@@ -49,6 +49,7 @@ def lesson_kernel(tmp_path) -> Iterator[Kernel]:
         yield one
 
 
+@pytest.mark.long
 def test_interrupted_and_run_again_lesson_00_goes_on(lesson_kernel: Kernel) -> None:
     """Ctrl-C in the training, the same cell again, then the rest; and back to the base model."""
     cells = code_cells("00")
@@ -110,7 +111,5 @@ def test_an_explorer_works_when_its_cell_is_run_again(lesson_kernel: Kernel) -> 
     for _ in range(3):
         assert lesson_kernel.well(EXPLORER).text.count("Schedule explorer") == 1
     lesson_kernel.well('explorer.controls["lr_scheduler_type"].value = "linear"')
-    shown = lesson_kernel.well(
-        "print('lr_scheduler_type=\"linear\"' in repr(explorer.result.data))"
-    )
+    shown = lesson_kernel.well("print('now: linear' in explorer.result.data)")
     assert shown.text == "True\n"

@@ -104,6 +104,7 @@ def test_a_comparison_and_its_dates_in_an_odd_folder(course: Path, tmp_path: Pat
     assert experiment["name"] in said and output.name in said
 
 
+@pytest.mark.long
 def test_lesson_00_trains_in_an_odd_folder(course: Path, tmp_path: Path) -> None:
     """In a kernel with such a locale, from the imports to the saved adapter."""
     before = everything(course)

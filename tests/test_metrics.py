@@ -118,7 +118,7 @@ def test_token_loss_of_the_same_tokens_behind_a_soft_prompt(tokenizer) -> None:
 
 @pytest.mark.parametrize("texts", [[], ["."]])
 def test_token_loss_needs_something_to_predict(model, tokenizer, texts: list[str]) -> None:
-    """An empty list or one-token texts would give NaN, which spreads without a word."""
+    """An empty list or one-token texts would give NaN, which spreads silently."""
     with pytest.raises(ValueError):
         metrics.token_loss(model, tokenizer, texts)
 

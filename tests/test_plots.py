@@ -11,8 +11,8 @@ from trl import SFTConfig, SFTTrainer
 from course_utils import data, plots, quantization
 from course_utils.memory import StepMemory
 from course_utils.paths import POCKET_MODEL
+from preflight.gpu_plots import plot_fits, summarise_fits
 from preflight.memory_plan import fit_gpus, predict
-from preflight.plots import plot_fits, summarise_fits
 
 
 def test_bars_carry_their_values() -> None:

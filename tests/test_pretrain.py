@@ -42,6 +42,7 @@ def test_it_saves_a_model_that_loads_and_its_record(whole: Path) -> None:
     assert 2 < facts["heldout_loss"] < 8.03, "better than chance, ln 3072"
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_ends_with_the_same_weights(whole: Path, tmp_path: Path) -> None:
     """An hour's training that a power cut ends must not start again, nor end elsewhere."""
     run = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

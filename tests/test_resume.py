@@ -21,6 +21,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from faults import KILLS
 from safetensors.torch import load_file
 from transformers import TrainerState
 
@@ -114,6 +115,7 @@ def whole(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_killed_twice_and_resumed_it_ends_with_the_same_bits(script, whole, tmp_path) -> None:
     """Between two checkpoints, and right after one: weights, optimizer, schedule and losses."""
     first = train(script, tmp_path, kill_at=5)
@@ -145,7 +147,7 @@ def test_without_resume_it_begins_again(script, whole, tmp_path) -> None:
 
 
 @pytest.mark.long
-def test_killed_20_times_at_random_moments(script, whole, tmp_path) -> None:
+def test_killed_at_random_moments(script, whole, tmp_path) -> None:
     """Wherever it is, half of the times while it saves: it resumes to the same bits.
 
     What a kill left that is not whole is refused before a step is made from it; it is removed then,
@@ -156,7 +158,7 @@ def test_killed_20_times_at_random_moments(script, whole, tmp_path) -> None:
     rng = random.Random(seed)
     kills = refused = trainings = 0
     limit = 30.0  # seconds in which to kill; shorter where a whole training is
-    while kills < 20:
+    while kills < KILLS:
         trainings += 1
         folder = tmp_path / str(trainings)
         ended = False
@@ -164,11 +166,11 @@ def test_killed_20_times_at_random_moments(script, whole, tmp_path) -> None:
             checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
             process = start(script, folder, *(["resume"] if checkpoints else []))
             began = time.monotonic()
-            if kills < 20 and rng.random() < 0.5:  # while it saves, after every fourth step
+            if kills < KILLS and rng.random() < 0.5:  # while it saves, after every fourth step
                 said = until(process, f"step {rng.choice((4, 8, 12))}\n")
                 time.sleep(rng.uniform(0, 0.15))
                 process.kill()
-            elif kills < 20:
+            elif kills < KILLS:
                 time.sleep(rng.uniform(0, limit))
                 process.kill()
                 said = ""

@@ -169,12 +169,12 @@ def test_each_danger_is_noticed(code: str) -> None:
     assert not dangers("AutoModel.from_pretrained('x', trust_remote_code=False)\nyaml.safe_load(t)")
 
 
-def test_the_package_refuses_a_models_own_code() -> None:
+def test_the_packages_refuse_a_models_own_code() -> None:
     """Without an explicit False transformers asks, and runs the code if the answer is yes."""
     calls = [
         (name, {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
         for name, code in python_texts()
-        if name.startswith("course_utils/")
+        if name.startswith(("course_utils/", "preflight/"))
         for node in ast.walk(ast.parse(code))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained")
     ]

@@ -58,7 +58,7 @@ def test_a_time_for_each_update(tmp_path: Path) -> None:
 
 
 def test_only_its_own_part_counts(tmp_path: Path) -> None:
-    """What is waited for beside the optimizer, or between two steps, is left out."""
+    """What is waited for outside the optimizer, or between two steps, is left out."""
     step, optimizer = clocks(tmp_path, Pause("on_substep_end"))
     pairs = list(zip(step.seconds, optimizer.seconds, strict=True))
     assert all(whole - part >= PAUSE for whole, part in pairs)

@@ -7,12 +7,13 @@ Used by lessons: 08.
 """
 
 from course_utils.compare.experiments import METHODS, Experiment, chosen, read, standard, write
-from course_utils.compare.results import best, curves, load, shown, table
+from course_utils.compare.results import Sources, best, curves, load, shown, table
 from course_utils.compare.runner import run, sweep
 
 __all__ = [
     "METHODS",
     "Experiment",
+    "Sources",
     "best",
     "chosen",
     "curves",

@@ -1,6 +1,6 @@
 """Checks for the "Your turn" cells: each tells the reader what is right, or where to look again.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 # Imported for what they register: each module has the checks of one lesson.

@@ -1,6 +1,6 @@
 """The checks of lesson 00.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The checks of lesson 07.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _new_names(answer: Mapping[str, str]) -> tuple[bool, str]:
     if dict(answer) == wanted:
         return True, "the first is the trainer's own, the second belongs to SFTConfig."
     wrong = [old for old in wanted if answer.get(old) != wanted[old]]
-    return False, f"look again at {', '.join(wrong) or 'the old names'} in the mended call."
+    return False, f"look again at {', '.join(wrong) or 'the old names'} in the fixed call."
 
 
 @exercise("07-cause")

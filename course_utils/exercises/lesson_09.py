@@ -1,6 +1,6 @@
 """The checks of lesson 09.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _confused(answer: Sequence[str], table: pd.DataFrame) -> tuple[bool, str]:
         names = ", ".join(table.index)
         return False, f"give the true mood, then the predicted one. The true ones are: {names}."
     if true == predicted:
-        return False, "those are the right answers; look beside the diagonal."
+        return False, "those are the right answers; look next to the diagonal."
     most = max(table.loc[row, column] for row in table.index for column in table if row != column)
     count = table.loc[true, predicted]
     if count == most:

@@ -1,6 +1,6 @@
 """Checks for the "Your turn" cells: each tells the reader what is right, or where to look again.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def check(key: str, answer: Any, **measured: Any) -> Verdict:
     except TypeError as error:  # the cell's fault, which must not look like a wrong answer
         names = ", ".join(list(takes.parameters)[1:])
         raise ValueError(
-            f"check({key!r}, ...) was given {', '.join(measured) or 'nothing'} beside the answer; "
+            f"check({key!r}, ...) was given {', '.join(measured) or 'nothing'} with the answer; "
             f"it takes {names or 'nothing'}. Write this call as it stands in the lesson's cell."
         ) from error
     if answer is ...:

@@ -3,7 +3,7 @@
 Each takes a table that another module returns and gives a matplotlib `Figure`; the function named
 after it with `summarise` says in a line of text what it shows.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from course_utils.plots.comparison import (

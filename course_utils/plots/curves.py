@@ -1,6 +1,6 @@
 """Losses as they fall, sweeps, errors, and plain bars.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def loss_curves(
 
 
 def bars(values: Mapping[str, float], title: str, xlabel: str, form: str = "{:.2f}") -> Figure:
-    """Return horizontal bars, each with its value written beside it in the given format."""
+    """Return horizontal bars, each with its value written next to it in the given format."""
     figure, axes = figure_axes(0.9 + 0.45 * len(values))
     drawn = axes.barh(list(values), list(values.values()), color=PALETTE[0], height=0.6)
     axes.bar_label(drawn, labels=[form.format(v) for v in values.values()], padding=4)
@@ -141,7 +141,7 @@ def quantization_errors(
             label=f"{report.name}: {report.bits_per_parameter:.3g} bits",
         )
     axes.set(title=title, xlabel="error (in units of the weights)", ylabel="density")
-    # Two long labels do not fit beside each other.
+    # Two long labels do not fit side by side.
     columns = 2 if max(len(report.name) for report in reports) < 25 else 1
     figure.legend(loc="outside lower center", ncols=min(len(reports), columns), frameon=False)
     return figure

@@ -1,6 +1,6 @@
 """Where a model is wrong: what it said against what was right.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from __future__ import annotations

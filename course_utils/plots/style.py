@@ -1,6 +1,6 @@
 """What all figures share: colours, markers and size.
 
-Used by lessons: 00, 01, 02, 03, 04, 05a, 05b, 06, 07, 08, 09, 10.
+Used by lessons: all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 class PlainNumbers(LogFormatter):
-    """Labels 0.1, 1, 10, where LogFormatter writes 1e-01 beside 1."""
+    """Labels 0.1, 1, 10, where LogFormatter writes 1e-01 next to 1."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""

@@ -26,7 +26,7 @@ from make_bad import make_bad
 from course_utils.files import not_written
 
 SEED = 20
-MAKING = ".making"  # the folder of what is not finished; beside the rest, to be moved in one step
+MAKING = ".making"  # the folder of what is not finished; next to the rest, to be moved in one step
 TRAIN, VALIDATION, TEST_SEEN, TEST_UNSEEN = 1200, 200, 120, 80
 
 SPAN_QUESTIONS = {field: corpus.QUESTIONS[field] for field in world.SPAN_FIELDS}

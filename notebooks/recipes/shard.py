@@ -68,7 +68,7 @@ for method, quantization in {"lora": None, "qlora": nf4}.items():
     whole = size(list(model.parameters()))
     if world > 1:
         for layer in model.get_base_model().model.layers:
-            fully_shard(layer, mesh=mesh)  # a unit that is gathered and let go as one
+            fully_shard(layer, mesh=mesh)  # a unit that is gathered and released as one
         fully_shard(model, mesh=mesh)  # the rest
     held = size([p.to_local() if world > 1 else p for p in model.parameters()])
     losses = train(model, [texts[i : i + 8] for i in range(0, 32, 8)])

@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node 2 recipes/train.py --processes 2 --config recipes/recipe.yaml
 
-A launcher can start fewer processes than it was asked for, or share nothing, without a word.
+A launcher can start fewer processes than it was asked for, or share nothing, silently.
 """
 
 import argparse

@@ -21,7 +21,7 @@ class Rule(NamedTuple):
 ERRORS = {
     "broken_line": (
         "Lines of the file that cannot be read as a row; load_dataset stops at the first.",
-        "Mend or delete these lines. Row numbers in this report count the readable lines only.",
+        "Fix or delete these lines. Row numbers in this report count the readable lines only.",
     ),
     "wrapped_rows": (
         "The rows stand in one object, under a key; load_dataset makes one row of it all.",
@@ -50,7 +50,7 @@ ERRORS = {
     "json_column": (
         "load_dataset met values of several types in this column and keeps it as JSON: text that "
         "is itself JSON has become a dict, a list or a number, in sound rows too.",
-        "Check the file itself, mend the values of the wrong type there, and load it again; or "
+        "Check the file itself, fix the values of the wrong type there, and load it again; or "
         "give load_dataset the features.",
     ),
     "none_value": (
@@ -80,7 +80,7 @@ ERRORS = {
     ),
     "template_fails": (
         "The tokenizer's chat template refuses these conversations.",
-        "Mend the order of the roles, or choose a template that takes it.",
+        "Fix the order of the roles, or choose a template that takes it.",
     ),
     "no_chat_template": (
         "The data are messages, but the tokenizer has no chat template.",
@@ -96,12 +96,12 @@ ERRORS = {
     ),
     "completion_cut_away": (
         "The prompt alone fills max_length, so nothing of the answer is left; SFTTrainer drops "
-        "such prompt-completion rows without a word.",
+        "such prompt-completion rows silently.",
         "Raise max_length, shorten the prompts, or drop the rows yourself so that you know.",
     ),
     "fully_masked": (
         "Every label is masked (-100), so the row teaches nothing; SFTTrainer drops it silently.",
-        "Give the row a completion, or mend the column that masks it.",
+        "Give the row a completion, or fix the column that masks it.",
     ),
     "label_out_of_range": (
         "Labels that are not among the model's classes or tokens; training stops with "

@@ -2,7 +2,7 @@
 
 ``predict(config, "qlora", length=2048)`` simulates a step and gives a `StepMemory`, as
 a meter does. ``fit_gpus(config)`` says which GPUs have the memory, and ``sharded`` what several
-that share the model need. From a config to the predicted peak:
+that share the model need. From a config to the predicted peak::
 
     config, options
         |  1  check the options, and the libraries          options, library_patches
@@ -33,7 +33,7 @@ through the step, so it comes on top of every moment of theirs, and the few laye
 none. What the passes leave once their graph is freed lies under every moment of clipping and of the
 optimizer's step, but for the gradients, which that step counts itself.
 
-Used by lessons: 02, 04, 06, 07, 08, 10.
+Used by lessons: 02, 04, 07, 08, 10.
 """
 
 from preflight.memory_plan.advice import Change, Overhead, largest

@@ -1,6 +1,6 @@
 """A model that has shapes and no values, built from its config alone, ready for one step.
 
-Used by lessons: 02, 04, 06, 07, 08, 10.
+Used by lessons: 02, 04, 07, 08, 10.
 """
 
 from __future__ import annotations

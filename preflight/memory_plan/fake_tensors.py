@@ -1,6 +1,6 @@
 """Fake tensors: a shape, a dtype and a device, and no values; a model is made of them.
 
-Used by lessons: 02, 04, 06, 07, 08, 10.
+Used by lessons: 02, 04, 07, 08, 10.
 """
 
 from __future__ import annotations

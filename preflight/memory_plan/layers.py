@@ -1,6 +1,6 @@
 """A model's decoder layers: find them, take fewer, mark where each works, hold them together.
 
-Used by lessons: 02, 04, 06, 07, 08, 10.
+Used by lessons: 02, 04, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Optimizers by the names of `TrainingArguments.optim`, as the trainers set them up.
 
-Used by lessons: 02, 04, 06, 07, 08, 10.
+Used by lessons: 02, 04, 07, 08, 10.
 """
 
 from __future__ import annotations

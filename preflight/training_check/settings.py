@@ -56,7 +56,7 @@ def target_findings(model: Model, names: Iterable[str] | str) -> Iterator[Findin
         yield finding(
             "target_modules",
             f"target_modules has {name!r}: {problem}. Allowed are names of layers; of a wrong one "
-            "beside a right one peft says nothing.",
+            "next to a right one peft says nothing.",
             (f"Write {nearest}. " if nearest else "")
             + "lora_targets.discover(model) lists the layers.",
         )

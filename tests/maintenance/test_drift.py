@@ -31,7 +31,7 @@ pinned = pytest.mark.skipif(
 
 @pinned
 def test_the_record_is_of_the_lessons_and_of_the_pinned_versions() -> None:
-    """A report on an old record blames what has long been mended."""
+    """A report on an old record blames what has long been fixed."""
     advice = "run: python scripts/drift_report.py --record"
     assert RECORD["calls"] == drift_report.record(), advice
     assert RECORD["versions"] == drift_report.versions(RECORD["versions"]), advice

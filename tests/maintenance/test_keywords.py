@@ -35,7 +35,7 @@ LIBRARIES = (
 # Callables that take any keyword, so that no signature tells a right one from a wrong one. One that
 # is in none of these tables fails the test: look at it, and say here where its keywords go.
 FORWARDS = {
-    "fits": predict,
+    "fit_gpus": predict,
     "plan_fits": predict,
     "create_loraplus_optimizer": torch.optim.AdamW,
     "checked_arguments": BitsAndBytesConfig,
