@@ -44,7 +44,7 @@ def _paired(answer: int) -> tuple[bool, str]:
 def _rank_of_sum(answer: int) -> tuple[bool, str]:
     if answer == 8 + 32:
         return True, "nothing is lost, and the file is as large as the two together."
-    return False, "the thin matrices of both are put side by side; look at the table of the lesson."
+    return False, "the thin matrices of both are put side by side; look at the ranks in the lesson."
 
 
 @exercise("09-messages")
