@@ -284,6 +284,7 @@ def test_rows_are_read_and_hashed_once(
     assert done["status"] == "ok" and len(read) == 2 and len(hashed) == 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and kills a process as Linux does")
 def test_a_failure_is_a_result_and_the_rest_is_run(few: str, tmp_path: Path) -> None:
     """A loss that is not a number, memory that runs out, a killed process; the last one is well."""

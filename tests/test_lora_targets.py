@@ -67,6 +67,7 @@ def kept() -> dict:
     return json.loads(sweep_targets.OUTPUT.read_text(encoding="utf-8"))
 
 
+@pytest.mark.long
 def test_discovery_agrees_with_peft_on_every_architecture(swept: list[dict]) -> None:
     """Names, parameters and refusals for all-linear, peft's default and the classic list, and that
     no parameter of the model is forgotten: a new rule of peft would show here first."""
@@ -75,6 +76,7 @@ def test_discovery_agrees_with_peft_on_every_architecture(swept: list[dict]) -> 
     assert sum(r["built"] for r in swept) >= 180
 
 
+@pytest.mark.long
 def test_no_architecture_is_skipped_in_silence(swept: list[dict], kept: dict) -> None:
     """Each type that transformers knows is in the table; those that cannot be built, by name."""
     assert [r["type"] for r in swept] == sweep_targets.kinds()
@@ -84,6 +86,7 @@ def test_no_architecture_is_skipped_in_silence(swept: list[dict], kept: dict) ->
         }
 
 
+@pytest.mark.long
 def test_the_table_in_the_course_is_that_of_today(swept: list[dict], kept: dict) -> None:
     """Lesson 04 shows it: on the versions it names it must come out again, figure by figure."""
     assert kept["schema"] == sweep_targets.SCHEMA

@@ -132,6 +132,7 @@ def test_largest_stays_below_its_end_whatever_is_known() -> None:
     assert largest(lambda n: n, 5, start=8, end=8, points={16: 16}) == 5
 
 
+@pytest.mark.long
 def test_a_plan_with_a_larger_batch_or_length_than_usual() -> None:
     """Its largest batch is the plan's at least where the plan fits; its length the context."""
     wide = fit_gpus(str(POCKET_MODEL), 24, "lora", length=8, batch_size=2048, limits=True).rows[0]

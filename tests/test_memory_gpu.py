@@ -104,6 +104,7 @@ def test_a_gpu_allocates_what_was_predicted(
     assert row["ratio"] == pytest.approx(1, rel=0.05)
 
 
+@pytest.mark.long
 def test_the_record_is_of_this_prediction(script: ModuleType) -> None:
     """Breaks if the prediction has changed since it was held against a GPU: measure again, then."""
     names = ("gpu_memory_compare.json", "gpu_memory_headline.json")

@@ -31,6 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_it_saves_a_model_that_loads_and_its_record(whole: Path) -> None:
     """What `make data-model` leaves behind is what the lessons and the card read."""
     model = AutoModelForCausalLM.from_pretrained(whole / "model")
