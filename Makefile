@@ -50,8 +50,9 @@ maintenance: $(TEST_READY) lint  ## Check what pages, notebooks, records and wor
 test-long: $(TEST_READY)  ## Run notebooks/deeper, the pages, kills and repetitions (MANY=1: 20 kills of each kind)
 	@MANY=$(MANY) REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
 		--dist loadgroup $(if $(NB),-k lesson_$(NB))
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks/deeper --nbval-lax --nbval-current-env \
-		$(if $(NB),-k $(NB)_,--every-notebook) -n $(JOBS) --dist loadfile
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m pytest -p conftest notebooks/deeper \
+		--nbval-lax --nbval-current-env $(if $(NB),-k $(NB)_,--every-notebook) \
+		-n $(JOBS) --dist loadfile
 
 lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks
