@@ -46,10 +46,10 @@ test: $(TEST_READY) lint  ## Run every test, the notebooks among them
 maintenance: $(TEST_READY) lint  ## Check what pages, notebooks, records and workflows say of each other
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/maintenance -n $(JOBS)
 
-# By groups, so that no lesson runs twice at a time.
+# By files: the tests of one share what it made first, and no lesson runs twice at a time.
 test-long: $(TEST_READY)  ## Run notebooks/deeper, the pages, kills and repetitions (MANY=1: 20 kills of each kind)
 	@MANY=$(MANY) REPEAT=$(REPEAT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m long -n $(JOBS) \
-		--dist loadgroup $(if $(NB),-k lesson_$(NB))
+		--dist loadfile $(if $(NB),-k lesson_$(NB))
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m pytest -p conftest notebooks/deeper \
 		--nbval-lax --nbval-current-env $(if $(NB),-k $(NB)_,--every-notebook) \
 		-n $(JOBS) --dist loadfile
