@@ -44,16 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Add the cells that answer exercises, and give outputs time to arrive.
 
-    nbval waits 5 s for them, too short on a machine that is busy. Of what takes long, the tests of
-    a file share a worker, since they share what it made first.
+    nbval waits 5 s for them, too short on a machine that is busy.
     """
-    for item in items:
-        if item.get_closest_marker("long") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items[:] = [cell for item in items for cell in (item, *answered(item))]
     for item in items:
         if isinstance(item, IPyNbCell):

@@ -22,11 +22,6 @@ LESSONS = [run_lessons.label(path) for path in run_lessons.lessons()]
 QUICK = ("02",)
 
 
-def not_beside_itself(lesson: str) -> pytest.MarkDecorator:
-    """Return the mark that keeps a lesson's cases in one worker: they write to the same folders."""
-    return pytest.mark.xdist_group(f"lesson_{lesson}")
-
-
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in QUIET.items():
@@ -36,7 +31,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "lesson",
     [
-        pytest.param(lesson, id=f"lesson_{lesson}", marks=not_beside_itself(lesson))
+        pytest.param(lesson, id=f"lesson_{lesson}")
         for lesson in (LESSONS if MANY or REPEAT else QUICK)
     ],
 )
@@ -58,9 +53,7 @@ def test_each_cell_of_a_lesson_twice(lesson: str) -> None:
 @pytest.mark.parametrize(
     ("lesson", "time"),
     [
-        pytest.param(
-            lesson, time, id=f"lesson_{lesson}, time {time}", marks=not_beside_itself(lesson)
-        )
+        pytest.param(lesson, time, id=f"lesson_{lesson}, time {time}")
         for lesson in LESSONS
         for time in range(2, REPEAT + 1)
     ],
