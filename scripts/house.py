@@ -34,6 +34,7 @@ DOCSTRING = re.compile(r'\A(r?""")(.+?)(?:\n\nUsed by [^"]+\.\n)?"""\n', re.S)
 TREE = re.compile(r"(?<=<!-- begin tree -->\n\n).*?(?=<!-- end tree -->)", re.S)
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Return the file of each module by its dotted name; a package has the name of its folder."""
     files = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
@@ -43,10 +44,13 @@ def modules() -> dict[str, Path]:
     }
 
 
-def imported(source: str) -> set[str]:
-    """Return which of the modules a source imports, inside functions too; not for types alone."""
+def imported(source: str, types: bool = False) -> set[str]:
+    """Return which of the modules a source imports, inside functions too.
+
+    What it imports for types alone counts if `types` says so.
+    """
     found: set[str] = set()
-    for node in ast.walk(ast.parse(TYPES_ALONE.sub("", source))):
+    for node in ast.walk(ast.parse(source if types else TYPES_ALONE.sub("", source))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from graphlib import TopologicalSorter
 
+import house
+
 from course_utils.paths import COURSE_ROOT
 
-PACKAGES = ("course_utils", "preflight")
 ROW = re.compile(r"^\| (\d) \|(.*)\|(.*)\|$", re.M)
 
 
@@ -18,7 +18,7 @@ def layers() -> dict[str, int]:
     return {
         f"{package}.{name}": int(layer)
         for layer, *columns in rows
-        for package, names in zip(PACKAGES, columns, strict=True)
+        for package, names in zip(house.PACKAGES, columns, strict=True)
         for name in re.findall(r"`(\w+)`", names)
     }
 
@@ -26,26 +26,18 @@ def layers() -> dict[str, int]:
 def imports() -> dict[str, set[str]]:
     """Return what each module or subpackage imports of the others, inside functions too."""
     graph: dict[str, set[str]] = {}
-    for package in PACKAGES:
-        for file in (COURSE_ROOT / package).rglob("*.py"):
-            name = file.relative_to(COURSE_ROOT / package).with_suffix("").parts[0]
-            if name == "__init__":
-                continue
-            found = graph.setdefault(f"{package}.{name}", set())
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                found |= {".".join(one.split(".")[:2]) for one in imported(node)}
-            found.discard(f"{package}.{name}")
+    for name, file in house.modules().items():
+        if name in house.PACKAGES:
+            continue
+        own = part(name)
+        found = house.imported(file.read_text(encoding="utf-8"), types=True)
+        graph.setdefault(own, set()).update({part(one) for one in found} - {own})
     return graph
 
 
-def imported(node: ast.AST) -> list[str]:
-    """Return the modules of the packages that a statement imports, with their packages' names."""
-    if isinstance(node, ast.ImportFrom):
-        whole = node.module in PACKAGES
-        named = [f"{node.module}.{a.name}" if whole else node.module or "" for a in node.names]
-    else:
-        named = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-    return [name for name in named if name.startswith(tuple(f"{one}." for one in PACKAGES))]
+def part(name: str) -> str:
+    """Return the module or subpackage of a package that a module is in."""
+    return ".".join(name.split(".")[:2])
 
 
 def test_every_module_has_a_layer() -> None:
