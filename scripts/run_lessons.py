@@ -188,6 +188,9 @@ def main() -> int:
         print(f"{len(chosen)} lessons, {jobs} at a time", flush=True)
     name = models.base_model().name
     os.environ[claims.FOLDER_VARIABLE] = str(CLAIMS / name)
+    for path in chosen:  # those of an earlier run must not pass for this one's
+        for made in (CLAIMS / name).glob(f"{label(path)}-*.json"):
+            made.unlink()
     outcomes = run_all(chosen, jobs, options.save)
     ran = {one.path.stem: (one.seconds, one.peak) for one in outcomes if not one.error}
     if options.record and len(ran) == len(chosen):
