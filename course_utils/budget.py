@@ -5,6 +5,8 @@ Used by lessons: none.
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from course_utils import paths
 from course_utils.models import BaseModel
 
+VARIABLE = "COURSE_SHARE"  # sets the share by hand, for a first look or a slow machine
 TOKENS = (4, 128)  # rows and tokens of the batch that is timed
 PATIENCE = 6.0  # a lesson may take so many times as long as with the pocket model
 
@@ -40,6 +43,8 @@ class Budget:
     def __str__(self) -> str:
         if self.share == 1:
             return "all rows and steps"
+        if self.slowness == 1:
+            return f"{self.share:.0%} of the rows and steps are used, as {VARIABLE} says"
         return (
             f"a batch takes {self.slowness:.0f} times as long here as with the pocket model, so "
             f"about {self.share:.0%} of the rows and steps are used"
@@ -50,8 +55,19 @@ def measure(base: BaseModel, patience: float = PATIENCE) -> Budget:
     """Return the share of a lesson's work with which it takes `patience` times the pocket's time.
 
     One training batch of both models is timed on this machine. With the pocket model, and on a
-    GPU, all of the work is done.
+    GPU, all of the work is done. With another model the variable COURSE_SHARE sets the share.
+
+    Raises:
+        ValueError: if COURSE_SHARE is no number above 0 and up to 1.
     """
+    given = os.environ.get(VARIABLE, "").strip()
+    if given and not base.is_pocket:
+        if not re.fullmatch(r"0?\.\d*[1-9]\d*|1(\.0*)?", given):
+            raise ValueError(
+                f"{VARIABLE} is {given!r}. Allowed is a number above 0 and up to 1, such as 0.1 "
+                "for a tenth of the rows and steps. Without it the lesson measures what fits."
+            )
+        return Budget(float(given), 1.0)
     if base.is_pocket or torch.cuda.is_available():
         return Budget(1.0, 1.0)
     slowness = seconds_per_token(base.path) / seconds_per_token(str(paths.POCKET_MODEL))

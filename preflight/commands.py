@@ -30,9 +30,12 @@ def _tokenizer(name: str) -> Any:
     """Return the tokenizer of a folder or of the hub."""
     from transformers import AutoTokenizer
 
+    from course_utils.configs import located
+
+    place = located(name)
     try:
         # Without an explicit False, transformers would ask and run what the answer is.
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # a folder without one fails in any way
         reason = " ".join(str(error).split())
         raise ValueError(
