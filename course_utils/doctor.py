@@ -209,14 +209,13 @@ def _folder() -> Iterator[Check]:
 
 
 def _whole(weights: Path) -> bool:
-    """Return whether a safetensors file is as long as its header says (format: 8 bytes, JSON)."""
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > weights.stat().st_size:
-            return False
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return False
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    return weights.stat().st_size == 8 + length + max(ends, default=0)
+    """Return whether a safetensors file is as long as its header says."""
+    try:
+        from safetensors import safe_open
+
+        with safe_open(weights, "np"):
+            return True
+    except ImportError:  # comes with transformers, which has a line of its own
+        return True
+    except Exception:  # SafetensorError, or of an empty file another
+        return False
