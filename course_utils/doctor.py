@@ -185,7 +185,7 @@ def _files() -> Iterator[Check]:
     missing = [str(path.relative_to(COURSE_ROOT)) for path in needed if not path.exists()]
     if missing:
         yield Check("course files", "FAIL", f"missing: {', '.join(missing)}", fix)
-    elif not _whole(weights):
+    elif not _complete(weights):
         yield Check("course files", "FAIL", "the pocket model's weights are cut off", fix)
     else:
         yield Check("course files", "OK", "the pocket model and the datasets are there")
@@ -208,7 +208,7 @@ def _folder() -> Iterator[Check]:
         yield Check("course folder", "FAIL", detail, fix)
 
 
-def _whole(weights: Path) -> bool:
+def _complete(weights: Path) -> bool:
     """Return whether a safetensors file is as long as its header says."""
     try:
         from safetensors import safe_open

@@ -17,7 +17,8 @@ from transformers import BitsAndBytesConfig
 
 from course_utils.display import Result
 
-KINDS = ("nf4", "fp4", "int4", "int8")
+BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
+KINDS = tuple(BITS)
 # bitsandbytes quantizes the scales of 4-bit weights in blocks of this many.
 SCALES_PER_BLOCK = 256
 
@@ -202,10 +203,9 @@ def quantize(
         restored = _blocks(table[inner.long()], SCALES_PER_BLOCK) * outer[:, None]
         scale_bytes = inner.numel() + 4 * outer.numel() + 4  # and the mean
         scales = restored.reshape(-1)[: inner.numel()] + mean
-    bits = 8 if kind == "int8" else 4
     return Quantized(
         kind, block_size, double_quant, tuple(weights.shape), codes, scales,
-        (bits * codes.numel() + 7) // 8, scale_bytes,
+        (BITS[kind] * codes.numel() + 7) // 8, scale_bytes,
     )  # fmt: skip
 
 
