@@ -41,7 +41,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _whole(value: Any) -> bool:
+def _count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
@@ -53,9 +53,9 @@ ARGUMENTS = {
         "At 0 no weight moves; above 10 AdamW moves each by more than 10 a step, which "
         "destroys the model. Usual are 2e-4 for LoRA and 2e-5 for all weights of a large model.",
     ),
-    "gradient_accumulation_steps": Range(_whole, "a whole number from 1 on", "1 is the default."),
+    "gradient_accumulation_steps": Range(_count, "a whole number from 1 on", "1 is the default."),
     "max_length": Range(
-        lambda length: length is None or _whole(length),
+        lambda length: length is None or _count(length),
         "a whole number from 1 on, or None for no limit",
         "It is in tokens; 1024 is SFTConfig's default.",
     ),
