@@ -1,6 +1,6 @@
 """How much of a lesson's work a larger model can do in the same time.
 
-Used by lessons: none.
+Used by lessons: 08.
 """
 
 from __future__ import annotations

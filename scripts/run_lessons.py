@@ -5,7 +5,7 @@ python scripts/run_lessons.py 05           that lesson; of 05a and 05b both
 python scripts/run_lessons.py deeper/06    the notebooks of that number in notebooks/deeper
 python scripts/run_lessons.py --save       also put the clean outputs into the notebooks
 python scripts/run_lessons.py --jobs 1     one lesson at a time, with all cores to itself
-python scripts/run_lessons.py --record     also note what each lesson took in data/results
+python scripts/run_lessons.py --record     also note claims, and what each lesson took, in data/results
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
-from course_utils import claims, hardware, models
+from course_utils import SEED, claims, hardware, models
 from course_utils.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -243,17 +243,24 @@ def record(lessons: dict[str, tuple[float, int]], jobs: int) -> None:
     write_whole(COSTS, json.dumps(found, indent=1) + "\n")
 
 
+def record_claims(model: str, made: list[claims.Claim]) -> None:
+    """Write claims into a model's record, with where they were made."""
+    from course_utils.compare.results import environment
+
+    claims.record(model, {"seed": SEED, **environment()}, made)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("lesson", nargs="?", default="", help="the number of a lesson, such as 01")
     parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
-    parser.add_argument("--record", action="store_true", help="write data/results/lessons.json")
+    parser.add_argument(
+        "--record", action="store_true", help="note claims, and of all lessons what they took"
+    )
     parser.add_argument("--jobs", type=int, help="lessons at a time (2, or 1 where that is wiser)")
     options = parser.parse_args()
-    if options.record and options.lesson:
-        parser.error("--record notes all lessons at once: leave out the number")
     try:
         chosen = lessons(options.lesson)
     except ValueError as error:
@@ -266,16 +273,19 @@ def main() -> int:
     if jobs > 1:  # each lesson has its share of the cores
         os.environ["OMP_NUM_THREADS"] = str(max(1, machine.cores // jobs))
         print(f"{len(chosen)} lessons, {jobs} at a time", flush=True)
-    name = models.base_model().name
+    base = models.base_model()
+    name = base.name
     os.environ[claims.FOLDER_VARIABLE] = str(CLAIMS / name)
     for path in chosen:  # those of an earlier run must not pass for this one's
         for made in (CLAIMS / name).glob(f"{label(path)}-*.json"):
             made.unlink()
     outcomes = run_all(chosen, jobs, options.save)
     ran = {one.path.stem: (one.seconds, one.peak) for one in outcomes if not one.error}
-    if options.record and len(ran) == len(chosen):
-        record(ran, jobs)
     made = claims.read(CLAIMS / name, [label(path) for path in chosen])
+    if options.record and len(ran) == len(chosen):
+        record_claims(name, made)
+        if base.is_pocket and not options.lesson:
+            record(ran, jobs)
     failed = [f"  {one.name}: {one}" for one in made if not one.holds]
     print(f"{len(made) - len(failed)} of {len(made)} claims hold on {name}", *failed, sep="\n")
     print(
