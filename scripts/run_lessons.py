@@ -5,7 +5,7 @@ python scripts/run_lessons.py 05           that lesson; of 05a and 05b both
 python scripts/run_lessons.py deeper/06    the notebooks of that number in notebooks/deeper
 python scripts/run_lessons.py --save       also put the clean outputs into the notebooks
 python scripts/run_lessons.py --jobs 1     one lesson at a time, with all cores to itself
-python scripts/run_lessons.py --record     also note claims, and what each lesson took, in data/results
+python scripts/run_lessons.py --record     also note claims, and what lessons took, in data/results
 """
 
 from __future__ import annotations
