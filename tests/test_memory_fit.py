@@ -24,7 +24,7 @@ from preflight.memory_plan import (
     sharded,
     units,
 )
-from preflight.memory_plan.layers import layers_of
+from preflight.memory_plan.simulate import layers_of
 
 GIB = 2**30
 # As their publishers give them: data/configs/README.md says where each is from.

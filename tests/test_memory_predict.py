@@ -317,7 +317,7 @@ RELIED_ON = [
     "trl.kernels.chunked_logprob._addmm_fp32",
     "trl.trainer.utils._use_triton",
     "trl.trainer.utils.add_fused_lm_head",
-    "bitsandbytes.functional.QuantState",
+    "bitsandbytes.functional.quantize_4bit",
     "bitsandbytes.functional.int8_vectorwise_quant",
     "bitsandbytes.optim.optimizer.GlobalOptimManager.initialize",
     "torch.ops.bitsandbytes.int8_mixed_scaled_mm",
