@@ -38,7 +38,7 @@ Used by lessons: 02, 04, 07, 08, 10.
 
 from preflight.memory_plan.advice import Change, Overhead, largest
 from preflight.memory_plan.gpu_fit import GPUFit, GPUFitTable, fit_gpus, plan_text
-from preflight.memory_plan.gpus import GPU, GPUS, GPUTable, find_gpu
+from preflight.memory_plan.gpus import GPU, GPUS, find_gpu, gpu_table
 from preflight.memory_plan.options import METHODS, OPTIMIZERS
 from preflight.memory_plan.predict import predict
 from preflight.memory_plan.sharding import Units, sharded, units
@@ -52,12 +52,12 @@ __all__ = [
     "Change",
     "GPUFit",
     "GPUFitTable",
-    "GPUTable",
     "Overhead",
     "Units",
     "find_gpu",
     "fit_gpus",
     "flops_per_token",
+    "gpu_table",
     "largest",
     "plan_text",
     "predict",
