@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,7 @@ def _check_config(config: PretrainedConfig, options: StepOptions) -> None:
     digits = any(character.isdigit() for character in str(named))
     if digits or any(getattr(adapter, name, None) for name in PER_LAYER_OPTIONS):
         raise LayersDiffer("The adapter may treat layers differently")
-    layers = layers_of(build_base(config, replace(options, quantization_config=None)))
+    layers = layers_of(build_base(config, options))
     if layers is None or len(layers) != config.get_text_config().num_hidden_layers:
         raise LayersDiffer("The model has no list of layers as long as its config says")
     if not _are_alike(layers):
@@ -130,8 +129,7 @@ def _levels(
         pairs = {name: (small[name], large[name]) for name in names}
         for phase in ("forward", "backward"):
             for place in (0, 1, -2, -1):
-                pair = small[phase, place % FEW], large[phase, place % (FEW + 1)]
-                pairs[phase, place] = pair
+                pairs[phase, place] = small[phase, place % FEW], large[phase, place % (FEW + 1)]
             below, middle, above = (large[phase, index] for index in (1, 2, 3))
             if (below + above != 2 * middle).any():
                 raise LayersDiffer("The layers differ in the memory that they take")

@@ -146,24 +146,24 @@ def _dtype(name: str, value: str | torch.dtype) -> torch.dtype:
 
 
 def _adapter(method: str, given: PeftConfig | None) -> PeftConfig | None:
-    if given is not None and not isinstance(given, PeftConfig):
+    if given is None:
+        if method == "peft":
+            raise ValueError(
+                "method='peft' without a peft_config. Pass any config of peft, or choose one of "
+                "full, lora, qlora, int8."
+            )
+        return None if method == "full" else LoraConfig(**LORA)
+    if not isinstance(given, PeftConfig):
         raise ValueError(
             f"peft_config is a {type(given).__name__}. Allowed is a config of peft, such as "
             "LoraConfig(r=16, target_modules='all-linear')."
         )
     if method == "full":
-        if given is not None:
-            raise ValueError(
-                "method='full' with a peft_config. Full fine-tuning has no adapter: choose "
-                "method='peft', or leave the peft_config out."
-            )
-        return None
-    if method == "peft" and given is None:
         raise ValueError(
-            "method='peft' without a peft_config. Pass any config of peft, or choose one of full, "
-            "lora, qlora, int8."
+            "method='full' with a peft_config. Full fine-tuning has no adapter: choose "
+            "method='peft', or leave the peft_config out."
         )
-    return given or LoraConfig(**LORA)
+    return given
 
 
 def _quantization(method: str, given: BitsAndBytesConfig | None) -> BitsAndBytesConfig | None:
