@@ -50,15 +50,14 @@ def memory(options: argparse.Namespace) -> int:
     from peft import LoraConfig
 
     from course_utils import configs
-    from preflight.memory_plan import GPUTable, Overhead, fit_gpus, plan_text
+    from preflight.memory_plan import GPUS, Overhead, fit_gpus, gpu_table, plan_text
 
     if options.list:
-        table = GPUTable()
         if options.json:
-            gpus = [dataclasses.asdict(gpu) for gpu in table.gpus]
+            gpus = [dataclasses.asdict(gpu) for gpu in GPUS]
             print(json.dumps({"models": configs.shipped(), "gpus": gpus}, indent=2))
         else:
-            print("models: " + ", ".join(configs.shipped()), table, sep="\n\n")
+            print("models: " + ", ".join(configs.shipped()), gpu_table(), sep="\n\n")
         return 0
     if not options.model:
         raise ValueError(

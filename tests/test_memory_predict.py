@@ -250,6 +250,14 @@ def test_kbit_preparation_costs() -> None:
     prepared = predict(llama(), "qlora", prepare_for_kbit=True, **SMALL)
     table = 1000 * 128
     assert prepared.phases["load"]["weights"] - plain.phases["load"]["weights"] >= 2 * 2 * table
+    by_hand = {
+        "peft_config": LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+        "quantization_config": BitsAndBytesConfig(load_in_4bit=True),
+        "prepare_for_kbit": True,
+    }
+    few, more = (predict(llama(n), "peft", **by_hand, **SMALL) for n in (6, 7))
+    assert more.settings["simulated_layers"] == [4, 5]
+    assert more.peak > few.peak
 
 
 def test_sources_of_a_config(tmp_path: Path) -> None:
@@ -317,7 +325,7 @@ RELIED_ON = [
     "trl.kernels.chunked_logprob._addmm_fp32",
     "trl.trainer.utils._use_triton",
     "trl.trainer.utils.add_fused_lm_head",
-    "bitsandbytes.functional.QuantState",
+    "bitsandbytes.functional.quantize_4bit",
     "bitsandbytes.functional.int8_vectorwise_quant",
     "bitsandbytes.optim.optimizer.GlobalOptimManager.initialize",
     "torch.ops.bitsandbytes.int8_mixed_scaled_mm",
