@@ -15,8 +15,8 @@ from huggingface_hub import constants
 from course_utils import compare, hardware
 from course_utils.compare import Experiment
 from course_utils.compare.results import Sources, environment, model_fingerprint
+from course_utils.compare.rows import load_rows
 from course_utils.compare.runner import _at_rates, require_valid
-from course_utils.compare.worker import load_rows
 from course_utils.paths import POCKET_MODEL
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
@@ -171,7 +171,7 @@ def test_own_data_is_read_and_its_fingerprint_follows_its_rows(tmp_path: Path) -
     with pytest.raises(FileNotFoundError, match=r"There is no '.*test\.jsonl'"):
         load_rows(str(tmp_path))
     (tmp_path / "test.jsonl").write_text('{"text": "a"}')
-    with pytest.raises(ValueError, match="prompt, completion"):
+    with pytest.raises(ValueError, match="has another form"):
         load_rows(str(tmp_path))
 
 

@@ -15,16 +15,16 @@ from course_utils.paths import POCKET_MODEL
 from preflight.memory_plan import (
     GPU,
     GPUS,
-    GPUTable,
     Overhead,
     find_gpu,
     fit_gpus,
+    gpu_table,
     largest,
     predict,
     sharded,
     units,
 )
-from preflight.memory_plan.layers import layers_of
+from preflight.memory_plan.simulate import layers_of
 
 GIB = 2**30
 # As their publishers give them: data/configs/README.md says where each is from.
@@ -105,7 +105,7 @@ def test_the_gpu_table_is_sound() -> None:
         assert "20" in gpu.source
     assert not find_gpu("T4").bf16
     assert find_gpu("L4").bf16
-    text = str(GPUTable())
+    text = gpu_table()
     assert all(gpu.name in text for gpu in GPUS)
 
 

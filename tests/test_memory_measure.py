@@ -390,9 +390,6 @@ def test_a_failing_step_leaves_nothing_behind() -> None:
 
 
 def test_wrong_use_is_said() -> None:
-    """Breaks if a wrong phase or step is taken in silence, and the table is missing at the end."""
-    model = AutoModelForCausalLM.from_config(gpt2())
-    with measure(model) as measurement, pytest.raises(ValueError, match="forward, backward"):
-        measurement.phase("warmup")
+    """Breaks if a wrong step is taken in silence, and the table is missing at the end."""
     with pytest.raises(ValueError, match="from 1 on"):
         MeterCallback(step=0)

@@ -13,10 +13,10 @@ from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 
+import house
 import nbformat
 import publish_as
 import pytest
-import readme_picture
 import run_lessons
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
@@ -296,10 +296,8 @@ def test_the_cell_sets_colab_up(tmp_path: Path) -> None:
 
 def test_the_picture_of_the_readme_is_the_one_of_lesson_08() -> None:
     """The first thing that a visitor sees is a result; a new run of the lesson has a new one."""
-    assert readme_picture.PICTURE.read_bytes() == readme_picture.drawn(), (
-        "run: python scripts/readme_picture.py"
-    )
-    name = readme_picture.PICTURE.relative_to(COURSE_ROOT).as_posix()
+    assert house.PICTURE.read_bytes() == house.picture(), "run: python scripts/house.py"
+    name = house.PICTURE.relative_to(COURSE_ROOT).as_posix()
     assert f"]({name})" in (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -378,7 +376,7 @@ def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, ca
 
 def test_a_lessons_line_has_the_recorded_time() -> None:
     """With as many lessons at a time as then: with a neighbour all is slower."""
-    jobs = run_lessons.lesson_costs.recorded()["jobs"]
+    jobs = run_lessons.recorded()["jobs"]
     outcome = run_lessons.Outcome(run_lessons.lessons("00")[0], seconds=61.0, peak=2**30)
     line = run_lessons.described(outcome, jobs)
     assert re.fullmatch(r"00_quickstart +61 s +1\.0 GiB +\(recorded: \d+ s\)", line)

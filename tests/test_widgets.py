@@ -29,7 +29,6 @@ from course_utils.widgets import Explorer, control
 from preflight import explorers
 from preflight.explorers import lora as lora_module
 from preflight.explorers import planner as planner_module
-from preflight.explorers.planner import CONFIGS
 from preflight.memory_plan import GPUS, predict
 
 WEIGHTS = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
@@ -122,7 +121,7 @@ def test_a_loaded_model_is_counted_and_left_as_it_is():
     ("arguments", "words"),
     [
         ({"r": 0}, "rank"),
-        ({"lora_alpha": 0}, "alpha above 0"),
+        ({"lora_alpha": 0}, "lora_alpha is 0. Allowed is a number above 0"),
         ({"lora_dropout": 1.0}, "below 1"),
         ({"bias": "some"}, "lora_only"),
         ({"targets": []}, "No target name"),
@@ -321,7 +320,7 @@ def test_the_planner_takes_a_size_in_gib(size):
     assert "Fits T4: it needs" in text(planner.result.data)
 
 
-@pytest.mark.parametrize("method", list(CONFIGS))
+@pytest.mark.parametrize("method", planner_module.PLANNED)
 def test_the_plan_code_makes_what_was_simulated(method, tmp_path):
     settings = {"batch_size": 2, "length": 128, "gradient_checkpointing": False}
     made = {}

@@ -399,7 +399,7 @@ def test_the_teachers_page_has_the_minutes_of_the_lessons_as_they_are() -> None:
     """A lesson that changed takes other minutes."""
     text = teaching.PAGE.read_text(encoding="utf-8")
     minutes = teaching.parts(teaching.read())
-    assert text == teaching.filled(text, minutes), "run: python scripts/teaching.py"
+    assert text == teaching.filled(text, minutes), "run: python benchmarks/teaching.py"
     room = {"room": measure_room.table()}
     assert text == teaching.filled(text, room), "run: python benchmarks/measure_room.py"
     with pytest.raises(ValueError, match="<!-- begin lesson-99 -->"):
