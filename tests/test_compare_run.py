@@ -21,7 +21,7 @@ import pandas as pd
 import psutil
 import pytest
 import tqdm.notebook
-from faults import KILLS
+from helpers import KILLS
 from transformers import AutoTokenizer
 
 from course_utils import compare, data, plots

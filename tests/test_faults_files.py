@@ -22,7 +22,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from faults import HARMS, KILLS, QUIET
+from helpers import HARMS, KILLS, QUIET
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel

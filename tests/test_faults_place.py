@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import QUIET, code_cells, copy_course, everything, kernel
+from helpers import QUIET, code_cells, copy_course, everything, kernel
 
 from course_utils import compare
 

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from faults import MANY
+from helpers import MANY
 from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer

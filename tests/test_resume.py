@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from faults import KILLS
+from helpers import KILLS
 from safetensors.torch import load_file
 from transformers import TrainerState
 
