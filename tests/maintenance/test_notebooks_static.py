@@ -189,9 +189,7 @@ def test_exercises_have_a_folded_solution(path: Path) -> None:
     assert 2 <= len(found) <= 4 or path in DEEPER
     for i in found:
         assert notebook.cells[i].source.startswith(UNANSWERED)
-        assert f'exercises.check("{path.name[:2]}-' in notebook.cells[i].source.replace(
-            "\n    ", ""
-        )
+        assert f'exercises.check("{path.name[:2]}-' in notebook.cells[i].source
         fold = r"<details><summary>Solution</summary>\n\n.*?```python\n.*?```\n</details>"
         assert re.match(fold, notebook.cells[i + 1].source, flags=re.S)
 
