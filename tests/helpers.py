@@ -54,15 +54,17 @@ def python(
 class QuietHandler(BaseHTTPRequestHandler):
     """Answers GET and HEAD as a subclass says, and prints nothing."""
 
-    def answer(self, status: int, content: bytes = b"", **headers: str) -> None:
-        """Send a whole answer; in the names of headers, _ stands for -."""
+    def answer(
+        self, status: int, content: bytes = b"", *, cut: bool = False, **headers: str
+    ) -> None:
+        """Send an answer, if asked only half of it; in the names of headers, _ stands for -."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if cut else content)
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
