@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +17,6 @@ A100 = Machine("cuda", "A100", 39.4, bf16=True, capability=(8, 0), ram=80, disk=
 LAPTOP = Machine("cpu", "x86_64", 8, bf16=False, cores=4, ram=8, disk=20)
 
 
-def without_torch(
-    code: str, message: str = "libtorch.so: undefined symbol"
-) -> subprocess.CompletedProcess[str]:
-    """Run code in a process where `import torch` fails as a broken build does."""
-    broken = "import sys\nclass Broken:\n    def find_spec(self, name, *rest):\n"
-    broken += f"        if name == 'torch': raise ImportError({message!r})\n"
-    broken += "sys.meta_path.insert(0, Broken())\n"
-    return python("-c", broken + code)
-
-
 def test_detect_agrees_with_torch() -> None:
     """The table at the top of every lesson is about this machine."""
     import torch
@@ -37,14 +26,6 @@ def test_detect_agrees_with_torch() -> None:
     assert machine.ram > 0.5
     assert machine.disk > 0
     assert machine.problem == ""
-
-
-def test_bf16_on_a_cpu_follows_its_features() -> None:
-    """Emulated bfloat16 must not read as true."""
-    machine = hardware.detect()
-    if machine.device == "cpu":
-        flags = hardware._cpu_flags()
-        assert machine.bf16 == bool({"avx512_bf16", "amx_bf16", "bf16"} & flags)
 
 
 @pytest.mark.parametrize(
@@ -122,19 +103,18 @@ def test_a_containers_limit_counts_as_its_memory(
     assert (hardware.detect().ram == 1.0) is limited
 
 
-def test_a_broken_torch_is_a_fail_line_and_no_traceback() -> None:
+@pytest.mark.parametrize("message", ["libtorch.so: undefined symbol", ""])
+def test_a_broken_torch_is_a_fail_line_and_no_traceback(message: str) -> None:
     """The doctor is called when things are broken, so it must survive them."""
-    done = without_torch("from course_utils.__main__ import main; sys.exit(main(['doctor']))")
+    code = "import sys\nclass Broken:\n    def find_spec(self, name, *rest):\n"
+    code += f"        if name == 'torch': raise ImportError({message!r})\n"
+    code += "sys.meta_path.insert(0, Broken())\n"
+    code += "from course_utils.__main__ import main; sys.exit(main(['doctor']))"
+    done = python("-c", code)
     assert done.returncode == 1
-    assert "FAIL  device: torch cannot be used: ImportError: libtorch.so" in done.stdout
+    assert f"FAIL  device: torch cannot be used: ImportError: {message}".strip() in done.stdout
     assert "fix: pip install" in done.stdout
     assert "Traceback" not in done.stderr
-
-
-def test_an_error_without_a_message_is_said_too() -> None:
-    """A library may raise ImportError with nothing in it."""
-    done = without_torch("from course_utils import hardware; print(hardware.detect().problem)", "")
-    assert done.stdout.strip() == "torch cannot be used: ImportError:"
 
 
 def test_a_diagnosis_holds_no_path() -> None:

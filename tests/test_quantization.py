@@ -135,17 +135,3 @@ def test_bad_input_is_named(weight: torch.Tensor, block_size: int, words: str) -
     for call in (quantization.quantize, quantization.explore):
         with pytest.raises(ValueError, match=words):
             call(weight, "nf4", block_size)
-
-
-def test_an_exploration_is_quick_enough_for_a_slider() -> None:
-    """The explorer redraws at every move of a slider: a layer of the pocket model takes no time."""
-    import time
-
-    weight = max(WEIGHTS.values(), key=torch.Tensor.numel)
-    quantization.explore(weight)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        quantization.explore(weight, "nf4", 64, double_quant=True)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.1
