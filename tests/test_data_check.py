@@ -130,16 +130,6 @@ def test_bad_dataset_after_load_dataset(bad: Path, tokenizer: Any, tmp_path: Pat
         assert faults(report)[code] == expected[code]
 
 
-def test_dropping_the_rows_named_leaves_a_sound_dataset(bad: Path, tokenizer: Any) -> None:
-    """What lesson 01 does: after the named rows are gone, the check must be silent."""
-    rows = [json.loads(line) for line in (bad / "bad.jsonl").read_text().splitlines()]
-    named = {n for rows in faults(check_bad(bad, "bad.jsonl", tokenizer)).values() for n in rows}
-    sound = [row for number, row in enumerate(rows) if number not in named]
-    assert len(sound) > 10
-    report = check(sound, tokenizer, num_labels=4)
-    assert report.ok and report.findings == ()
-
-
 # --- formats --------------------------------------------------------------------------------------
 
 TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]

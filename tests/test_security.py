@@ -441,9 +441,9 @@ def test_no_command_opens_a_server_to_others_or_takes_its_token_away() -> None:
 
 
 def test_the_model_server_is_for_this_machine() -> None:
-    """Others on the network reach nothing, and others on this machine have no key."""
+    """Others on the network reach nothing, others here have no key, and it ends with its block."""
     before = {child.pid for child in psutil.Process().children()}
-    with serving.serve(POCKET_MODEL) as (address, key):
+    with pytest.raises(KeyboardInterrupt), serving.serve(POCKET_MODEL) as (address, key):
         assert status(address.removesuffix("/v1") + "/health") == 200
         assert status(f"{address}/models") == 401
         client = openai.OpenAI(
@@ -455,6 +455,8 @@ def test_the_model_server_is_for_this_machine() -> None:
             client.with_options(api_key=key[:-1]).chat.completions.create(**chat, max_tokens=2)
         (server,) = (c for c in psutil.Process().children() if c.pid not in before)
         assert listening(server) == {"127.0.0.1"}
+        raise KeyboardInterrupt  # as a cell that fails half-way
+    assert not psutil.pid_exists(server.pid), "it holds memory and a port after its block"
 
 
 # --- secrets --------------------------------------------------------------------------------------

@@ -40,18 +40,6 @@ def answers(address: str) -> bool:
         return False
 
 
-def test_an_error_in_the_block_stops_the_server() -> None:
-    """A cell that fails half-way must not leave a process that holds memory and a port."""
-    seen = ""
-    with pytest.raises(KeyboardInterrupt), serve(POCKET_MODEL) as (address, _):
-        seen = address
-        assert address.startswith("http://127.0.0.1:")
-        assert answers(address)
-        raise KeyboardInterrupt
-    assert seen
-    assert not answers(seen)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is not a signal of Windows")
 def test_a_killed_kernel_takes_the_server_along() -> None:
     """Nothing of Python runs after SIGKILL (memory ran out), so no `finally` can help."""

@@ -18,7 +18,7 @@ from torchmetrics.functional.text import rouge_score, squad
 )
 def test_entity_f1_counts_whole_entities(predicted: str, expected: float) -> None:
     """F1 is 2 * right / (true + predicted); the library must not be lenient."""
-    true, kinds = [["B-name", "I-name", "O", "B-item"]], ["name", "item"]
+    true = [["B-name", "I-name", "O", "B-item"]]
     evaluator = nervaluate.Evaluator(
         true, [predicted.split()], tags=["name", "item"], loader="list"
     )

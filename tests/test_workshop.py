@@ -11,10 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import measure_room
@@ -419,29 +416,6 @@ def test_the_line_through_measurements_is_that_of_least_squares() -> None:
     assert measure_room.line(rows) == pytest.approx((5, 3))
     with pytest.raises(ValueError, match="two numbers of learners"):
         measure_room.extrapolate({"measured": [], "server_bytes": 1}, "00", 30)
-
-
-class Kernel:
-    """What a learner's work needs of a client; `broken` is why its kernel does not start."""
-
-    def __init__(self, broken: str = "") -> None:
-        self.broken, self.nb = broken, new_notebook()
-        self.km = SimpleNamespace(provisioner=SimpleNamespace(pid=os.getpid()))
-
-    @contextmanager
-    def setup_kernel(self) -> Iterator[None]:
-        if self.broken:
-            raise RuntimeError(self.broken)
-        yield
-
-
-def test_one_kernel_that_does_not_start_ends_the_measurement() -> None:
-    """The others wait for all to have started."""
-    kernels = [Kernel(), Kernel("no memory for it"), Kernel()]
-    room = measure_room.Room([measure_room.Learner(kernel) for kernel in kernels])
-    with pytest.raises(RuntimeError, match=r"(?s)one of 3 learners.*no memory for it"):
-        room.run()
-    measure_room.Room([measure_room.Learner(Kernel()) for _ in range(3)]).run()
 
 
 def test_the_room_was_measured_with_one_to_four_and_the_line_fits() -> None:
