@@ -228,8 +228,7 @@ def test_a_recipe_that_cannot_be_read_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["modules", "llama-3.2-1b", "--suggest", "attention"], ["memory", "--list"]],
+    "arguments", [["modules", "llama-3.2-1b", "--suggest", "attention"], ["memory", "--list"]]
 )
 def test_both_packages_answer_the_same(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

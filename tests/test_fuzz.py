@@ -221,11 +221,7 @@ FUZZED: dict[str, tuple[Callable[..., bool], dict[str, st.SearchStrategy[Any]]]]
     ),
     "reader of experiments": (reads, {"content": experiment_files()}),
 }
-CALM = settings(
-    deadline=PATIENCE,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+CALM = settings(deadline=PATIENCE, database=None, suppress_health_check=list(HealthCheck))
 
 
 def run(name: str, folder: Path, how: settings, start: int | None = None) -> Counter[bool]:

@@ -10,12 +10,7 @@ import pytest
 import sweep_targets
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-)
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from course_utils import configs, hardware
 from course_utils.paths import CONFIGS, POCKET_MODEL, POCKET_T5

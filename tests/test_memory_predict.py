@@ -189,9 +189,7 @@ def test_unlike_layers_are_all_simulated(caplog: pytest.LogCaptureFixture) -> No
     for length in (64, 32):  # a search asks often, and once is enough
         memory = predict(mixed, "lora", length=length)
         assert memory.settings["simulated_layers"] == [7]
-    assert caplog.messages == [
-        "The layers differ; all 7 are simulated, which may take minutes.",
-    ]
+    assert caplog.messages == ["The layers differ; all 7 are simulated, which may take minutes."]
     some = LoraConfig(target_modules=["q_proj"], layers_to_transform=[1], task_type="CAUSAL_LM")
     memory = predict(llama(7), "peft", peft_config=some, **SMALL)
     assert memory.settings["simulated_layers"] == [7]

@@ -201,8 +201,7 @@ PROVOKE |= {
     "targets-not-found": lambda _: get_peft_model(pocket(), LoraConfig(target_modules=["c_attn"])),
     "targets-missing": lambda _: get_peft_model(Phi3ForCausalLM(PHI3), LoraConfig()),
     "lm-head": lambda folder: trainer(
-        folder,
-        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"]),
+        folder, peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
     ),
     "purely-quantized": lambda folder: trainer(folder, model=four_bit()),
     "peft-model-and-config": lambda folder: trainer(
