@@ -28,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test maintenance test-long lab lint book bench bench-gpu data data-model data-report slides workshop publish-as
+.PHONY: help run test maintenance test-long lab lint book bench bench-gpu real data data-model data-report slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -72,6 +72,9 @@ bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results 
 	-@$(BIN)/python benchmarks/gpu_memory.py headline
 	@$(BIN)/python benchmarks/gpu_memory.py compare
 	@$(BIN)/python benchmarks/gpu_speed.py
+
+real: $(READY)  ## Fetch SmolLM2-135M-Instruct once; COURSE_MODEL=smollm2 then names it everywhere
+	@HF_HUB_OFFLINE=0 $(BIN)/python scripts/real_model.py
 
 data: $(READY)  ## Write the datasets again, byte for byte
 	@$(BIN)/python data/build/make_datasets.py

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from course_utils.paths import CONFIGS, is_path
+from course_utils.paths import CONFIGS, REAL_MODELS, is_path
 
 
 def shipped() -> list[str]:
@@ -36,9 +36,9 @@ def shipped() -> list[str]:
 def load_config(model: str | Path | PretrainedConfig) -> PretrainedConfig:
     """Return a model's config; only the config is read, and no code of its repository is run.
 
-    `model` is one of the names in `shipped()` (in upper or lower case), a config.json, a folder
-    that holds one, or a model's name on the Hugging Face Hub; a config is returned as it is. A
-    folder that has the name of a shipped config is reached as "./name".
+    `model` is one of the names in `shipped()` (in upper or lower case), "smollm2", a config.json, a
+    folder that holds one, or a model's name on the Hugging Face Hub; a config is returned as it is.
+    A folder that has the name of a shipped config is reached as "./name".
 
     Raises:
         FileNotFoundError: if the file or folder is missing, or holds no config.json.
@@ -49,7 +49,7 @@ def load_config(model: str | Path | PretrainedConfig) -> PretrainedConfig:
         return model
     if not isinstance(model, str | Path) or not str(model).strip():
         raise ValueError(f"{model!r} was given as a model. {_allowed()}")
-    name = str(model).strip()
+    name = located(str(model).strip())
     source, path = name, Path(name).expanduser()
     if name.lower() in shipped():
         source = str(CONFIGS / f"{name.lower()}.json")
@@ -65,6 +65,24 @@ def load_config(model: str | Path | PretrainedConfig) -> PretrainedConfig:
     elif is_path(name) or path.suffix == ".json":
         raise FileNotFoundError(f"{name!r} does not exist. {_allowed()} Check the path.")
     return read_config(source, repr(name), _allowed())
+
+
+def located(name: str) -> str:
+    """Return the folder of a real model that `make real` fetches, by its name; others as they are.
+
+    Raises:
+        FileNotFoundError: if it was not fetched yet.
+    """
+    if name not in REAL_MODELS:
+        return name
+    folder = REAL_MODELS[name]
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{name!r} is not on this machine yet. Fetch it once: `make real` (270 MB), or where "
+            f"there is no make: python scripts/real_model.py. To name a folder of yours that is "
+            f"called so, write ./{name}."
+        )
+    return str(folder)
 
 
 def check_folder(

@@ -15,13 +15,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from course_utils.configs import check_folder, read_config
+from course_utils.configs import check_folder, located, read_config
 from course_utils.paths import POCKET_MODEL, is_path
 
 VARIABLE = "COURSE_MODEL"
 ALLOWED = (
     "Allowed are a causal language model's name on the Hugging Face Hub (such as "
-    "Qwen/Qwen3-0.6B-Base) or a folder with its config.json and weights."
+    "Qwen/Qwen3-0.6B-Base), a folder with its config.json and weights, or smollm2, which `make "
+    "real` fetches."
 )
 WAY_OUT = f"Or unset {VARIABLE} to use the pocket model that the course ships."
 
@@ -50,7 +51,7 @@ def base_model() -> BaseModel:
     if not name:
         return BaseModel(str(POCKET_MODEL), POCKET_MODEL.name, is_pocket=True)
     given = f"{VARIABLE}={name!r}"
-    folder = Path(name).expanduser()
+    folder = Path(located(name)).expanduser()
     if folder.is_dir():
         check_folder(folder, given, ALLOWED, WAY_OUT, weights=True)
         _check_kind(read_config(str(folder), given, ALLOWED, WAY_OUT), given)

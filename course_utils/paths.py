@@ -12,6 +12,8 @@ DATA: Path = COURSE_ROOT / "data"
 POCKET_MODEL: Path = DATA / "models" / "pocket-llama"
 POCKET_T5: Path = DATA / "models" / "pocket-t5"
 CONFIGS: Path = DATA / "configs"
+# Real models by the name that stands for them everywhere; `make real` fetches them.
+REAL_MODELS: dict[str, Path] = {"smollm2": COURSE_ROOT / "build" / "real" / "smollm2"}
 
 
 def is_path(name: str) -> bool:

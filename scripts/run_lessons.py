@@ -27,11 +27,12 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
-from course_utils import hardware
+from course_utils import claims, hardware, models
 from course_utils.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "lessons"
+CLAIMS = ROOT / "build" / "claims"
 LESSON_RAM = 3  # GiB; no lesson takes more
 CELL_LIMIT = 1800  # seconds; a lesson on a real model may train for a while
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -185,10 +186,18 @@ def main() -> int:
     if jobs > 1:  # each lesson has its share of the cores
         os.environ["OMP_NUM_THREADS"] = str(max(1, machine.cores // jobs))
         print(f"{len(chosen)} lessons, {jobs} at a time", flush=True)
+    name = models.base_model().name
+    os.environ[claims.FOLDER_VARIABLE] = str(CLAIMS / name)
+    for path in chosen:  # those of an earlier run must not pass for this one's
+        for made in (CLAIMS / name).glob(f"{label(path)}-*.json"):
+            made.unlink()
     outcomes = run_all(chosen, jobs, options.save)
     ran = {one.path.stem: (one.seconds, one.peak) for one in outcomes if not one.error}
     if options.record and len(ran) == len(chosen):
         lesson_costs.record(ran, jobs)
+    made = claims.read(CLAIMS / name, [label(path) for path in chosen])
+    failed = [f"  {one.name}: {one}" for one in made if not one.holds]
+    print(f"{len(made) - len(failed)} of {len(made)} claims hold on {name}", *failed, sep="\n")
     print(
         f"{len(ran)} of {len(chosen)} lessons ran. "
         f"Open the pages in {PAGES.relative_to(ROOT)}/ in a browser."

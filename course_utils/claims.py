@@ -1,0 +1,108 @@
+"""What the lessons say, held against what their reader measures.
+
+Used by lessons: none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from course_utils import SEED, paths
+from course_utils.files import write_whole
+from course_utils.models import VARIABLE
+
+RECORDS: Path = paths.DATA / "results" / "claims"
+POCKET = paths.POCKET_MODEL.name
+# Names a folder into which each claim is written as it is made; scripts/run_lessons.py sets it.
+FOLDER_VARIABLE = "COURSE_CLAIMS"
+
+
+class ClaimFailed(AssertionError):
+    """A claim does not hold on the pocket model, with which the lessons were written."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim: its name (`04-rank`), its sentence, the figure measured, and whether it holds."""
+
+    name: str
+    text: str
+    figure: str
+    holds: bool
+
+    def __str__(self) -> str:
+        verdict = "✓" if self.holds else "✗ does not hold here:"
+        return f"{verdict} {self.text}" + (f" ({self.figure})" if self.figure else "")
+
+
+_made: dict[str, Claim] = {}
+
+
+def claim(name: str, text: str, holds: object, figure: object = "") -> bool:
+    """Print a claim with the figure that was measured, and return whether it holds.
+
+    `name` is the lesson's number and a word ("04-rank"), `text` the claim as a sentence that is
+    true where `holds` is. With the pocket model a claim that fails stops the lesson. With another
+    model that is a result: the claim is shown as one that does not hold here, and the lesson goes
+    on. `measured` shows all claims of a lesson together.
+
+    Raises:
+        ClaimFailed: if the claim does not hold on the pocket model.
+    """
+    made = _made[name] = Claim(name, text, str(figure), bool(holds))
+    _note(made)
+    if not made.holds and not os.environ.get(VARIABLE, "").strip():
+        raise ClaimFailed(f"{made}. Look at the figures above; COURSE_SEED={SEED} was used.")
+    print(made)
+    return made.holds
+
+
+def measured(lesson: str, model: str) -> pd.DataFrame:
+    """Return the claims that a lesson has made in this session, one a row.
+
+    With another model than the pocket model, the pocket model's figures on record stand next to
+    the reader's; `model` is the name for the column.
+    """
+    claims = [made for name, made in _made.items() if name.partition("-")[0] == lesson]
+    if not os.environ.get(VARIABLE, "").strip():
+        rows = [(made.text, made.figure or "holds") for made in claims]
+        return pd.DataFrame(rows, columns=["claim", "measured"])
+    before = recorded(POCKET)
+    rows = []
+    for made in claims:
+        there = before.get(made.name)
+        verdict = ("holds here" if made.holds else "does not hold here") + ": " + made.figure
+        rows.append((made.text, there.figure or "holds" if there else "", verdict.rstrip(": ")))
+    return pd.DataFrame(rows, columns=["claim", "pocket model", model])
+
+
+def recorded(model: str) -> dict[str, Claim]:
+    """Return the claims of all lessons on record for a model, by name; empty where there are none.
+
+    The records lie in `data/results/claims`, a file a model.
+    """
+    file = RECORDS / f"{model}.json"
+    if not file.exists():
+        return {}
+    rows = json.loads(file.read_text(encoding="utf-8"))["claims"]
+    return {row["name"]: Claim(**row) for row in rows}
+
+
+def read(folder: Path, lessons: Collection[str]) -> list[Claim]:
+    """Return the claims of some lessons ("04") that were written into a run's folder, by name."""
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    return [Claim(**row) for row in rows if row["name"].partition("-")[0] in lessons]
+
+
+def _note(made: Claim) -> None:
+    """Write a claim into the folder of the run, if one is asked for; the last of a name counts."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder:
+        text = json.dumps(asdict(made), ensure_ascii=False, indent=1) + "\n"
+        write_whole(Path(folder) / f"{made.name}.json", text)
