@@ -282,7 +282,7 @@ def house(folder: Path, name: str, **changes: object) -> Path:
 def start(folder: Path, course: str = "course") -> subprocess.CompletedProcess[str]:
     """Run start.py of a workshop's folder as a learner does."""
     shutil.copy(workshop_start.__file__, folder / "start.py")
-    return python(folder / "start.py", "--into", folder / course)
+    return python(folder / "start.py", "--into", folder / course, PYTHONPATH="")
 
 
 def test_a_learner_with_another_python_is_told_which_would_do(tmp_path: Path) -> None:
