@@ -75,8 +75,10 @@ def served(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[tuple[str
     """Serve on this machine; yield the address and the server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", server
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", server
+        finally:
+            server.shutdown()
 
 
 def shown_text(html: str) -> str:
