@@ -392,7 +392,7 @@ def test_saved_notebooks_hold_nothing_of_the_run() -> None:
 def test_a_notebook_left_out_fails_the_run(tmp_path: Path) -> None:
     """The count at the end of `make test` is a check, not decoration."""
     options = ["--every-notebook", "-q", "-k", "no_such_test"]
-    done = python("-m", "pytest", "tests/test_setup.py", *options)
+    done = python("-m", "pytest", "tests/maintenance/test_pictures.py", *options)
     assert done.returncode == 1, done.stdout
     assert "notebooks run: 0 of" in done.stdout
 
