@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from faults import SECOND_ADAPTER, Kernel, code_cells, kernel
+from helpers import SECOND_ADAPTER, Kernel, code_cells, kernel
 
 from course_utils.paths import COURSE_ROOT
 

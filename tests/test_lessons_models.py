@@ -70,4 +70,4 @@ def test_a_lesson_runs_on_the_real_model(lesson: str, tmp_path: Path) -> None:
         pytest.skip("needs the real model: make real")
     (tmp_path / "build").symlink_to(COURSE_ROOT / "build")
     claims = {claim["name"]: claim for claim in run(lesson, "smollm2", tmp_path)}
-    assert claims["00-tuned"]["holds"], claims
+    assert claims["00-fields"]["holds"], claims

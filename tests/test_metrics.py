@@ -19,16 +19,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(POCKET_MODEL)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
-
-
 def test_exact_match_ignores_outer_spaces_only() -> None:
     """A completion's leading space must not count as an error, a changed letter must."""
     assert metrics.exact_match([" a b ", "c", "D"], ["a b", "c", "d"]) == pytest.approx(2 / 3)
@@ -45,16 +35,16 @@ def test_unequal_or_empty_lists_are_refused(predictions: list[str], references: 
 def test_field_accuracy_counts_each_field() -> None:
     """Invalid JSON, a missing field and a wrong value are all errors, of the right field."""
     truth = ['{"a": "1", "b": null}'] * 4
-    said = ['{"a": "1", "b": null}', '{"a": "2"}', '{"a": "1"', "[1]"]
-    accuracy = metrics.field_accuracy(said, truth)
+    given = ['{"a": "1", "b": null}', '{"a": "2"}', '{"a": "1"', "[1]"]
+    accuracy = metrics.field_accuracy(given, truth)
     assert accuracy.to_dict() == {"a": 0.25, "b": 0.25}
 
 
 def test_true_is_not_one() -> None:
     """Python takes them for equal, JSON does not; 1 and 1.0 are one number to both."""
     truth = ['{"urgent": true, "count": 1}'] * 3
-    said = ['{"urgent": 1, "count": true}', '{"urgent": true, "count": 1.0}', '{"urgent": false}']
-    assert metrics.field_accuracy(said, truth).to_dict() == pytest.approx(
+    given = ['{"urgent": 1, "count": true}', '{"urgent": true, "count": 1.0}', '{"urgent": false}']
+    assert metrics.field_accuracy(given, truth).to_dict() == pytest.approx(
         {"urgent": 1 / 3, "count": 1 / 3}
     )
 
