@@ -23,11 +23,14 @@ def generate(
     max_new_tokens: int = 96,
     batch_size: int = 40,
     progress: bool = True,
+    add_special_tokens: bool = True,
 ) -> list[str]:
     """Return the model's greedy answer to each prompt, without the prompt and special tokens.
 
     Prompts are padded on the left, so that every answer starts right after its prompt. The longest
     ones come first: if memory runs out, it does so at once. The model's train or eval mode is kept.
+    Prompts that a chat template wrote begin as they have to: for them pass
+    `add_special_tokens=False`, or some tokenizers put a second token of the beginning before them.
 
     Raises:
         ValueError: if there is no prompt, `prompts` is a single text, or the tokenizer has no pad
@@ -47,7 +50,11 @@ def generate(
         for start in tqdm(starts, desc="answers") if progress else starts:
             part = order[start : start + batch_size]
             batch = tokenizer(
-                [prompts[i] for i in part], return_tensors="pt", padding=True, padding_side="left"
+                [prompts[i] for i in part],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                add_special_tokens=add_special_tokens,
             ).to(model.device)
             output = model.generate(
                 **batch,
