@@ -24,14 +24,15 @@ def generate(
     max_new_tokens: int = 96,
     batch_size: int = 40,
     progress: bool = True,
+    add_special_tokens: bool = True,
 ) -> list[str]:
     """Return the model's greedy answer to each prompt, without the prompt and special tokens.
 
-    A prompt is a text, or a list of messages for the tokenizer's chat template. Prompts are padded
-    on the left, so that every answer starts right after its prompt; where a model has learned a
-    vector for each position, a prompt that leaves no room for the answer loses its beginning. The
-    longest ones come first: if memory runs out, it does so at once. The model's train or eval mode
-    is kept.
+    A prompt is a text, or a list of messages for the tokenizer's chat template. A text that such a
+    template wrote has its first token already: for it pass `add_special_tokens=False`, or some
+    tokenizers put in a second one. Prompts are padded on the left, so that every answer starts
+    right after its prompt; one that leaves no room for the answer loses its beginning. The longest
+    ones come first: if memory runs out, it does so at once. The model's train or eval mode is kept.
 
     Raises:
         ValueError: if there is no prompt, `prompts` is a single text, the tokenizer has no pad
@@ -66,7 +67,7 @@ def generate(
                 return_tensors="pt",
                 padding=True,
                 padding_side="left",
-                add_special_tokens=not chats,  # a template puts in its own
+                add_special_tokens=add_special_tokens and not chats,
             ).to(model.device)
             batch = {name: values[:, -room:] for name, values in batch.items()}
             output = model.generate(

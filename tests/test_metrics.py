@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_utils import metrics
@@ -126,6 +127,20 @@ def test_generate_equals_one_by_one(model, tokenizer) -> None:
         for p in prompts
     ]
     assert together == alone
+
+
+def test_generate_puts_no_second_beginning_before_a_template(model) -> None:
+    """Llama 3's tokenizer adds a token of the beginning, and its chat template writes one."""
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+    begin = tokenizer.convert_ids_to_tokens(0)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 0)]
+    )
+    options = {"max_new_tokens": 6, "progress": False}
+    by_tokenizer = metrics.generate(model, tokenizer, TEXTS, **options)
+    written = [begin + text for text in TEXTS]
+    by_template = metrics.generate(model, tokenizer, written, add_special_tokens=False, **options)
+    assert by_template == by_tokenizer
 
 
 def test_generate_refuses_what_it_cannot_do(model) -> None:
