@@ -1,6 +1,6 @@
 """What the lessons say, held against what their reader measures.
 
-Used by lessons: none.
+Used by lessons: all.
 """
 
 from __future__ import annotations
