@@ -58,6 +58,14 @@ def test_methods_are_fitted_to_another_architecture(name: str) -> None:
     assert any(note.startswith("lora-attention takes other names") for note in notes)
 
 
+def test_ia3_scales_keys_where_pefts_default_scales_queries() -> None:
+    model = str(architectures.model("qwen3"))
+    (ia3,), notes = compare.fitted(compare.standard(["ia3"], model=model))
+    assert "k_proj" in ia3.peft["target_modules"] and "q_proj" not in ia3.peft["target_modules"]
+    assert len(notes) == 1
+    assert compare.fitted(compare.standard(["ia3"]))[0] == compare.standard(["ia3"])
+
+
 def test_a_method_that_fits_no_names_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("course_utils.compare.runner.OTHER_NAMES", {})
     model = str(architectures.model("phi-3"))

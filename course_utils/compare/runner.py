@@ -23,12 +23,13 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 from peft import PeftType
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
 from course_utils import budget
 from course_utils.compare import worker
-from course_utils.compare.experiments import OTHER_NAMES, Experiment, require_unique
+from course_utils.compare.experiments import METHODS, OTHER_NAMES, Experiment, require_unique
 from course_utils.compare.results import Job, Sources, best, jobs, table, usable
 from course_utils.configs import load_config
 from course_utils.files import not_written, write_whole
@@ -106,7 +107,7 @@ def fitted(experiments: Iterable[Experiment]) -> tuple[list[Experiment], list[st
     kept, notes = [], []
     for experiment in experiments:
         config = load_config(worker.model_path(experiment))
-        refusal = _refusal(experiment, config)
+        refusal = _refusal(experiment, config) or _scales_queries(experiment, config)
         if refusal:
             others = [
                 dataclasses.replace(experiment, peft={**experiment.peft, **names})
@@ -132,6 +133,18 @@ def _refusal(experiment: Experiment, model: PretrainedConfig) -> str:
     except Exception as error:  # whatever peft raises for it is the answer
         return " ".join(str(error).split())[:300] or type(error).__name__
     return ""
+
+
+def _scales_queries(experiment: Experiment, model: PretrainedConfig) -> str:
+    """Return a text where peft's own names for IA3 are those of queries in place of keys.
+
+    The method scales keys, values and the MLP (Liu et al. 2022, section 3.3); peft 0.21's defaults
+    do so for some architectures only.
+    """
+    if experiment.peft != METHODS["ia3"].peft:
+        return ""
+    names = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(model.model_type, ())
+    return "peft's default names scale queries, not keys" if "q_proj" in names else ""
 
 
 def within(
