@@ -210,4 +210,4 @@ def test_its_claims_have_names_of_its_own_and_stand_in_its_last_table(path: Path
     names = re.findall(r'\bclaim\(\s*"([^"]+)"', "\n".join(sources))
     assert names and len(set(names)) == len(names)
     assert [name for name in names if not re.fullmatch(rf"{number}(-[a-z0-9]+)+", name)] == []
-    assert any(f'claims.measured("{number}", base.name)' in source for source in sources)
+    assert any(f'claims.measured("{number}", ' in source for source in sources)
