@@ -1,7 +1,7 @@
 """Speed of the course's parts, each in relation to something that runs next to it.
 
     python benchmarks/bench.py             the whole table: a few minutes
-    python benchmarks/bench.py training    one part of it: training, start, widgets or simulation
+    python benchmarks/bench.py training    one part: training, real, start, widgets or simulation
 
 A time says little on another machine, so what counts are the ratios. The cases that are compared
 take turns, three times, and the median is taken: other work on the machine hits all of them alike.
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gpu_speed
@@ -42,12 +43,14 @@ from trl import SFTConfig, SFTTrainer
 from course_utils import data, hardware, plots, widgets
 from course_utils.display import text_table
 from course_utils.memory import MeterCallback
-from course_utils.paths import POCKET_MODEL
+from course_utils.paths import POCKET_MODEL, REAL_MODELS
+from course_utils.tokenizer_setup import with_pad_token
 from preflight import explorers
 from preflight.memory_plan import predict
 
 TURNS = 3
 WARM_UP, STEPS = 3, 15  # steps of a training: not counted, and counted
+REAL_WARM_UP, REAL_STEPS = 1, 4  # of a model that takes seconds for a step
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 # Lesson 00's recipe.
 RECIPE = {
@@ -56,11 +59,20 @@ RECIPE = {
 }  # fmt: skip
 
 
+# The same on a real model: rows of like length share a batch, which leaves little padding.
+REAL_RECIPE = RECIPE | {
+    "per_device_train_batch_size": 8, "train_sampling_strategy": "group_by_length",
+}  # fmt: skip
+# As recipes are copied: small batches, every row padded to the longest that is allowed.
+PADDED_RECIPE = RECIPE | {"per_device_train_batch_size": 4, "pad_to_multiple_of": 320}
+
+
 class Timed(SFTTrainer):
     """SFTTrainer that notes the seconds of each part of its steps, and the tokens it saw."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, warm_up: int = WARM_UP, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.warm_up = warm_up
         self.spent: dict[str, float] = defaultdict(float)
         self.tokens = 0
         self.remove_callback(PrinterCallback)
@@ -95,7 +107,7 @@ class _Clock(TrainerCallback):
         self.trainer.spent["optimizer"] += time.perf_counter() - self.optimizer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == WARM_UP:
+        if state.global_step == self.trainer.warm_up:
             self.trainer.spent.clear()
             self.trainer.tokens, self.started = 0, time.perf_counter()
 
@@ -113,54 +125,67 @@ def tokens(batch: dict[str, torch.Tensor]) -> int:
 
 
 def sft_trainer(
-    recipe: dict[str, Any], peft: LoraConfig, callbacks: list[TrainerCallback] | None = None
+    recipe: dict[str, Any],
+    peft: LoraConfig,
+    callbacks: list[TrainerCallback] | None = None,
+    path: Path = POCKET_MODEL,
 ) -> Timed:
-    """Return a trainer of the pocket model on the tickets, on the CPU, with a recipe."""
+    """Return a trainer of a model on the tickets, on the CPU, with a recipe."""
+    warm_up, steps = steps_of(path)
     set_seed(0)
     form = "text" if recipe.get("packing") else "prompt-completion"
     return Timed(
-        AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
         args=SFTConfig(
-            output_dir=tempfile.gettempdir(), max_steps=WARM_UP + STEPS, logging_steps=5,
+            output_dir=tempfile.gettempdir(), max_steps=warm_up + steps, logging_steps=5,
             save_strategy="no", use_cpu=True, report_to="none", disable_tqdm=True, seed=0, **recipe,
         ),
         train_dataset=data.load("tickets", "train", form=form),
-        processing_class=AutoTokenizer.from_pretrained(POCKET_MODEL),
+        processing_class=with_pad_token(AutoTokenizer.from_pretrained(path)),
         peft_config=copy.deepcopy(peft),  # peft writes into the one it is given
         callbacks=callbacks,
+        warm_up=warm_up,
     )  # fmt: skip
 
 
-def with_trainer(recipe: dict[str, Any], peft: LoraConfig) -> dict[str, float]:
+def steps_of(path: Path) -> tuple[int, int]:
+    """Return how many steps of a model's training are not counted, and how many are."""
+    return (WARM_UP, STEPS) if path == POCKET_MODEL else (REAL_WARM_UP, REAL_STEPS)
+
+
+def with_trainer(
+    recipe: dict[str, Any], peft: LoraConfig, path: Path = POCKET_MODEL
+) -> dict[str, float]:
     """Return tokens per second of a recipe with SFTTrainer, and the share of each part."""
-    trainer = sft_trainer(recipe, peft)
+    trainer = sft_trainer(recipe, peft, path=path)
     trainer.train()
     total = trainer.spent.pop("all")
     shares = {part: seconds / total for part, seconds in trainer.spent.items()}
     return {"tokens/s": trainer.tokens / total, **shares}
 
 
-def with_bare_loop() -> dict[str, float]:
+def with_bare_loop(recipe: dict[str, Any] = RECIPE, path: Path = POCKET_MODEL) -> dict[str, float]:
     """Return tokens per second of the same steps in a loop of plain PyTorch."""
-    prepared = sft_trainer(RECIPE, LORA)
+    warm_up, steps = steps_of(path)
+    prepared = sft_trainer(recipe, LORA, path=path)
     batches = DataLoader(
         prepared.train_dataset.remove_columns(
             [c for c in prepared.train_dataset.column_names if c in ("prompt", "completion")]
         ),
-        batch_size=RECIPE["per_device_train_batch_size"],
+        batch_size=recipe["per_device_train_batch_size"],
         shuffle=True,
         collate_fn=prepared.data_collator,
         generator=torch.Generator().manual_seed(0),
     )
     set_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model = get_peft_model(base, copy.deepcopy(LORA)).train()
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=RECIPE["learning_rate"], weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 1, WARM_UP + STEPS)
+    optimizer = torch.optim.AdamW(weights, lr=recipe["learning_rate"], weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 1, warm_up + steps)
     seen, started = 0, 0.0
-    for step, batch in zip(range(WARM_UP + STEPS), batches, strict=False):
-        if step == WARM_UP:
+    for step, batch in zip(range(warm_up + steps), batches, strict=False):
+        if step == warm_up:
             seen, started = 0, time.perf_counter()
         seen += tokens(batch)
         model(**batch).loss.backward()
@@ -180,21 +205,62 @@ def training() -> Iterator[tuple[str, str, str]]:
             gpu_speed.settings("copied", "lora", False, 40), gpu_speed.adapter("copied", "lora")
         ),
     }
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
-    for _ in range(TURNS):
-        for name, run in cases.items():
-            with contextlib.redirect_stdout(io.StringIO()):
-                runs[name].append(run())
+    runs = in_turns(cases)
     for other, goal in (("bare loop", 0.9), ("copied", 2.0)):
-        pairs = zip(runs["lesson 00"], runs[other], strict=True)
-        ratios = [ours["tokens/s"] / theirs["tokens/s"] for ours, theirs in pairs]
-        yield f"lesson 00's tokens/s / {other}", f"{statistics.median(ratios):.2f}", f">= {goal}"
+        yield f"lesson 00's tokens/s / {other}", ratio(runs, "lesson 00", other), f">= {goal}"
     for name in ("lesson 00", "copied"):
         shares = {part: statistics.median(r[part] for r in runs[name]) for part in runs[name][0]}
         rate = shares.pop("tokens/s")
         parts = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
         yield f"{name}: {rate:,.0f} tokens/s, of which", parts, ""
     yield from watching()
+
+
+def in_turns(
+    cases: dict[str, Callable[[], dict[str, float]]],
+) -> dict[str, list[dict[str, float]]]:
+    """Return the figures of cases that are run in turns, so that all meet the same machine."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
+    for _ in range(TURNS):
+        for name, run in cases.items():
+            with contextlib.redirect_stdout(io.StringIO()):
+                runs[name].append(run())
+    return runs
+
+
+def ratio(runs: dict[str, list[dict[str, float]]], ours: str, theirs: str) -> str:
+    """Return the median ratio of two cases' tokens per second, of runs that stood side by side."""
+    pairs = zip(runs[ours], runs[theirs], strict=True)
+    return f"{statistics.median(a['tokens/s'] / b['tokens/s'] for a, b in pairs):.2f}"
+
+
+def real() -> Iterator[tuple[str, str, str]]:
+    """Yield rows on a real model: the course's recipe, a bare loop, rows padded to one length."""
+    path = REAL_MODELS["smollm2"]
+    if not path.exists():
+        yield "smollm2", "not here", "make real"
+        return
+    cases = {
+        "course": lambda: with_trainer(REAL_RECIPE, LORA, path),
+        "bare loop": lambda: with_bare_loop(REAL_RECIPE, path),
+        "padded": lambda: with_trainer(PADDED_RECIPE, LORA, path),
+    }
+    runs = in_turns(cases)
+    rates = {name: statistics.median(r["tokens/s"] for r in runs[name]) for name in cases}
+    yield "smollm2: tokens/s", ", ".join(f"{n} {rate:,.0f}" for n, rate in rates.items()), ""
+    yield "smollm2: course / bare loop", ratio(runs, "course", "bare loop"), ">= 1.0"
+    yield "smollm2: course / padded", ratio(runs, "course", "padded"), ">= 2.0"
+    meter = MeterCallback()
+    fixed = PADDED_RECIPE | {"max_length": 256, "pad_to_multiple_of": 256}
+    with contextlib.redirect_stdout(io.StringIO()):
+        sft_trainer(fixed, LORA, [meter], path).train()
+    planned = predict(
+        path, "lora", batch_size=4, length=256, dtype="float32", gradient_checkpointing=False,
+        padding=True, peft_config=copy.deepcopy(LORA), device="cpu",
+    )  # fmt: skip
+    apart = meter.memory.peak / planned.peak - 1
+    peak = f"{meter.memory.peak / 2**20:,.0f} MiB, {apart:+.1%} of the prediction"
+    yield "smollm2: peak of a step", peak, "within 2%"
 
 
 def watching() -> Iterator[tuple[str, str, str]]:
@@ -314,7 +380,13 @@ def timed(work: Callable[[], object], turns: int) -> float:
     return statistics.median(seconds)
 
 
-PARTS = {"training": training, "start": start, "widgets": redraws, "simulation": simulation}
+PARTS = {
+    "training": training,
+    "real": real,
+    "start": start,
+    "widgets": redraws,
+    "simulation": simulation,
+}
 
 
 def main() -> int:

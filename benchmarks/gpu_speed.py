@@ -26,15 +26,7 @@ import gpu_memory
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import (
-    AutoTokenizer,
-    PretrainedConfig,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoTokenizer, PretrainedConfig, TrainerCallback, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from course_utils.hardware import fix_bitsandbytes
@@ -56,13 +48,7 @@ class StepTimes(TrainerCallback):
         self.seconds, self.tokens = 0.0, 0
         self._started, self._tokens = 0.0, 0
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,6 @@ from course_utils.files import write_whole
 from course_utils.paths import COURSE_ROOT
 
 sys.path.insert(0, str(COURSE_ROOT / "scripts"))
-import lesson_costs
 import run_lessons
 import teaching
 
@@ -80,7 +80,7 @@ class Learner:
         if self.process is None:
             return 0
         try:
-            share, alone = lesson_costs.memory(self.process)
+            share, alone = run_lessons.memory(self.process)
             self.cpu = max(self.cpu, cpu_seconds(self.process))
         except psutil.NoSuchProcess:
             return 0
@@ -183,10 +183,7 @@ def server_memory() -> int:
         command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--notebook-dir={folder}"]
         homes = {f"JUPYTER_{n}_DIR": folder for n in ("CONFIG", "DATA", "RUNTIME")}
         process = subprocess.Popen(
-            command,
-            env=os.environ | homes,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            command, env=os.environ | homes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             for _ in range(SERVER_START):
@@ -194,7 +191,7 @@ def server_memory() -> int:
                 # The server writes this file when it listens.
                 if list(Path(folder).glob("jpserver-*.json")):
                     time.sleep(2)  # its extensions are loaded by then
-                    return lesson_costs.memory(psutil.Process(process.pid))[1]
+                    return run_lessons.memory(psutil.Process(process.pid))[1]
         finally:
             process.kill()
             process.wait()
@@ -205,13 +202,9 @@ def server_memory() -> int:
 
 def line(rows: list[dict[str, Any]]) -> tuple[float, float]:
     """Return shared and own memory in bytes: the least-squares line of room_peak over learners."""
-    count = len(rows)
-    x = [row["learners"] for row in rows]
-    y = [row["room_peak"] for row in rows]
-    mean_x, mean_y = sum(x) / count, sum(y) / count
-    spread = sum((a - mean_x) ** 2 for a in x)
-    own = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
-    return mean_y - own * mean_x, own
+    learners, peaks = ([row[name] for row in rows] for name in ("learners", "room_peak"))
+    own, shared = statistics.linear_regression(learners, peaks)
+    return shared, own
 
 
 def extrapolate(data: dict[str, Any], lesson: str, learners: int) -> dict[str, float]:
@@ -245,7 +238,7 @@ def read() -> dict[str, Any]:
     machine = hardware.detect()
     fresh = {
         "schema": SCHEMA,
-        "device": lesson_costs.described_machine(machine),
+        "device": run_lessons.described_machine(machine),
         "system": f"{platform.system()}, Python {platform.python_version()}",
         "versions": {name: metadata.version(name).partition("+")[0] for name in LIBRARIES},
         "config": {"threads": os.environ.get("OMP_NUM_THREADS", "all"), "pause_seconds": PAUSE},
@@ -293,7 +286,7 @@ def table() -> str:
             f"{one['cpu_seconds']:.0f} = {one['core_seconds']:.0f} CPU seconds, which is "
             f"**{one['core_seconds'] / CORES / 60:.0f} minutes** on {CORES} cores."
         )
-    costs = lesson_costs.recorded()["lessons"]
+    costs = run_lessons.recorded()["lessons"]
     heaviest = max(costs, key=lambda lesson: costs[lesson]["peak_mib"])
     own, server = costs[heaviest]["peak_mib"] / 1024, data["server_bytes"] / 2**30
     found.append(

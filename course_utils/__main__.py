@@ -47,20 +47,31 @@ def compare(options: argparse.Namespace) -> int:
         options.seeds,
         train_rows=options.train_rows,
         test_rows=options.test_rows,
+        model=options.model,
+        data=options.data,
     )
+    notes, sources = [], compare.Sources()
+    if options.file is None:  # those of a file are as their writer wants them
+        experiments, notes = compare.fitted(experiments)
+    if options.minutes is not None:
+        runs = 3 if options.sweep else 1
+        experiments, line = compare.within(experiments, options.minutes, sources, runs)
+        notes.append(line)
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr, flush=True)
     if options.write:
         compare.write(options.write, experiments)
         print(f"{len(experiments)} experiments are in '{options.write}'.")
         return 0
     output = Path(options.output)
-    settings = {"progress": not options.json, "retry_failed": options.retry}
+    settings = {"progress": not options.json, "retry_failed": options.retry, "sources": sources}
     if options.sweep:
         experiments = compare.sweep(experiments, output, **settings)
     table = compare.run(experiments, output, **settings)
     if options.json:
         print(table.reset_index().to_json(orient="records", indent=2, force_ascii=False))
     else:
-        print(compare.shown(table), f"The results are in '{output}'.", sep="\n\n")
+        failures = compare.reasons(output, set(table.index))
+        print(compare.shown(table), *failures, f"The results are in '{output}'.", sep="\n\n")
     return 1 if table["failed"].any() else 0
 
 
@@ -84,7 +95,16 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--methods", metavar="NAMES", help="some of the standard methods, joined by commas"
     )
+    command.add_argument(
+        "--model", help="a folder, smollm2, or a name on the hub (default: COURSE_MODEL)"
+    )
+    command.add_argument(
+        "--data", help="a JSONL file of yours, or a folder of splits (default: tickets)"
+    )
     command.add_argument("--seeds", type=int, help="runs of each experiment (default: 3)")
+    command.add_argument(
+        "--minutes", type=float, help="take so many rows that all runs end in about that time"
+    )
     command.add_argument(
         "--sweep", action="store_true", help="first find the learning rate of each by a sweep"
     )

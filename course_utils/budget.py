@@ -1,10 +1,12 @@
 """How much of a lesson's work a larger model can do in the same time.
 
-Used by lessons: none.
+Used by lessons: 00, 01, 03, 04, 05a, 05b, 06, 07, 08, 09.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from course_utils import paths
 from course_utils.models import BaseModel
 
+VARIABLE = "COURSE_SHARE"  # sets the share by hand, for a first look or a slow machine
 TOKENS = (4, 128)  # rows and tokens of the batch that is timed
 PATIENCE = 6.0  # a lesson may take so many times as long as with the pocket model
 
@@ -40,6 +43,8 @@ class Budget:
     def __str__(self) -> str:
         if self.share == 1:
             return "all rows and steps"
+        if self.slowness == 1:
+            return f"{self.share:.0%} of the rows and steps are used, as {VARIABLE} says"
         return (
             f"a batch takes {self.slowness:.0f} times as long here as with the pocket model, so "
             f"about {self.share:.0%} of the rows and steps are used"
@@ -50,22 +55,39 @@ def measure(base: BaseModel, patience: float = PATIENCE) -> Budget:
     """Return the share of a lesson's work with which it takes `patience` times the pocket's time.
 
     One training batch of both models is timed on this machine. With the pocket model, and on a
-    GPU, all of the work is done.
+    GPU, all of the work is done. With another model the variable COURSE_SHARE sets the share.
+
+    Raises:
+        ValueError: if COURSE_SHARE is no number above 0 and up to 1.
     """
+    given = os.environ.get(VARIABLE, "").strip()
+    if given and not base.is_pocket:
+        if not re.fullmatch(r"0?\.\d*[1-9]\d*|1(\.0*)?", given):
+            raise ValueError(
+                f"{VARIABLE} is {given!r}. Allowed is a number above 0 and up to 1, such as 0.1 "
+                "for a tenth of the rows and steps. Without it the lesson measures what fits."
+            )
+        return Budget(float(given), 1.0)
     if base.is_pocket or torch.cuda.is_available():
         return Budget(1.0, 1.0)
-    slowness = _seconds(base.path) / _seconds(str(paths.POCKET_MODEL))
+    slowness = seconds_per_token(base.path) / seconds_per_token(str(paths.POCKET_MODEL))
     return Budget(min(1.0, patience / slowness), slowness)
 
 
-def _seconds(path: str) -> float:
-    """Return the time of a forward and a backward pass: the faster of two."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    ids = torch.randint(0, model.config.vocab_size, TOKENS)
+def seconds_per_token(path: str) -> float:
+    """Return the time that a token takes in training here: forward and backward, in float32.
+
+    It is the faster of two passes over a small batch.
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    ids = torch.randint(0, model.config.get_text_config().vocab_size, TOKENS, device=model.device)
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        model(input_ids=ids, labels=ids).loss.backward()
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        float(loss.detach())  # on a GPU this waits until all is done
         times.append(time.perf_counter() - start)
         model.zero_grad()
-    return min(times)
+    return min(times) / ids.numel()

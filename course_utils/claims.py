@@ -1,6 +1,6 @@
 """What the lessons say, held against what their reader measures.
 
-Used by lessons: none.
+Used by lessons: all.
 """
 
 from __future__ import annotations
@@ -92,6 +92,18 @@ def recorded(model: str) -> dict[str, Claim]:
         return {}
     rows = json.loads(file.read_text(encoding="utf-8"))["claims"]
     return {row["name"]: Claim(**row) for row in rows}
+
+
+def record(model: str, made_on: dict[str, object], made: Collection[Claim]) -> None:
+    """Put claims into a model's record; those of lessons that made none now stay as they are.
+
+    `made_on` says where: the seed, the device, the versions.
+    """
+    lessons = {one.name.partition("-")[0] for one in made}
+    kept = [c for c in recorded(model).values() if c.name.partition("-")[0] not in lessons]
+    rows = [asdict(one) for one in sorted([*kept, *made], key=lambda one: one.name)]
+    content = {"model": model, **made_on, "claims": rows}
+    write_whole(RECORDS / f"{model}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read(folder: Path, lessons: Collection[str]) -> list[Claim]:

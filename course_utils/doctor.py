@@ -185,7 +185,7 @@ def _files() -> Iterator[Check]:
     missing = [str(path.relative_to(COURSE_ROOT)) for path in needed if not path.exists()]
     if missing:
         yield Check("course files", "FAIL", f"missing: {', '.join(missing)}", fix)
-    elif not _whole(weights):
+    elif not _complete(weights):
         yield Check("course files", "FAIL", "the pocket model's weights are cut off", fix)
     else:
         yield Check("course files", "OK", "the pocket model and the datasets are there")
@@ -208,15 +208,14 @@ def _folder() -> Iterator[Check]:
         yield Check("course folder", "FAIL", detail, fix)
 
 
-def _whole(weights: Path) -> bool:
-    """Return whether a safetensors file is as long as its header says (format: 8 bytes, JSON)."""
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > weights.stat().st_size:
-            return False
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return False
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    return weights.stat().st_size == 8 + length + max(ends, default=0)
+def _complete(weights: Path) -> bool:
+    """Return whether a safetensors file is as long as its header says."""
+    try:
+        from safetensors import safe_open
+
+        with safe_open(weights, "np"):
+            return True
+    except ImportError:  # comes with transformers, which has a line of its own
+        return True
+    except Exception:  # SafetensorError, or of an empty file another
+        return False

@@ -1,6 +1,6 @@
 """Files that are there whole or not at all.
 
-Used by lessons: 08.
+Used by lessons: all.
 """
 
 from __future__ import annotations

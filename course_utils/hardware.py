@@ -9,22 +9,19 @@ import os
 import platform
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
-from course_utils.display import html_table, text_table
+from course_utils.display import Result
 from course_utils.paths import COURSE_ROOT
 
 GIB = 2**30
 # Where Linux names a container's memory limit: control groups, version 2 and version 1.
-CONTAINER_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # Variables that the services set. Not their prefixes: KAGGLE_KEY, say, is set on many laptops.
 PLACES = {
     "COLAB_RELEASE_TAG": "Colab",
@@ -34,7 +31,7 @@ PLACES = {
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(Result):
     """The facts about a machine on which the lessons depend.
 
     `device` is "cuda", "mps" or "cpu"; `memory` is the accelerator's, or the machine's on "cpu", in
@@ -57,8 +54,10 @@ class Machine:
     attention: tuple[str, ...] = ("eager", "sdpa")
     problem: str = ""
 
+    def headers(self) -> tuple[str, str]:
+        return ("", "this machine")
+
     def rows(self) -> list[tuple[str, str]]:
-        """Return ``(what, value)`` for a table."""
         capability = ".".join(map(str, self.capability)) if self.capability else ""
         rows = [
             ("device", f"{self.device} ({self.name})"),
@@ -74,19 +73,9 @@ class Machine:
         ]
         return [(what, value) for what, value in rows if value]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return text_table(self.rows(), ("", "this machine"))
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows(), ("", "this machine"))
-
 
 @dataclass(frozen=True)
-class Advice:
+class Advice(Result):
     """What to choose on a machine: ``(setting, value, reason)`` rows."""
 
     choices: tuple[tuple[str, str, str], ...]
@@ -105,11 +94,11 @@ class Advice:
             )
         return values[setting]
 
-    def __str__(self) -> str:
-        return text_table(self.choices, ("setting", "choose", "because"))
+    def headers(self) -> tuple[str, str, str]:
+        return ("setting", "choose", "because")
 
-    def _repr_html_(self) -> str:
-        return html_table(self.choices, ("setting", "choose", "because"))
+    def rows(self) -> tuple[tuple[str, str, str], ...]:
+        return self.choices
 
 
 def runtime_requirements() -> list[Requirement]:
@@ -192,14 +181,10 @@ def recommend(machine: Machine) -> Advice:
         optimizer = ("adamw_torch", "the others save memory that a small model does not need")
         quantization = ("none", "4-bit weights save memory but are not faster here")
         batch = ("16", "it fits the pocket model in under 2 GiB")
-    return Advice(
-        (
-            ("dtype", *dtype),
-            ("optimizer", *optimizer),
-            ("quantization", *quantization),
-            ("batch size", *batch),
-        )
-    )
+    return Advice((
+        ("dtype", *dtype), ("optimizer", *optimizer), ("quantization", *quantization),
+        ("batch size", *batch),
+    ))  # fmt: skip
 
 
 def fix_bitsandbytes(model: Any = None) -> str:

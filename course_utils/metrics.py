@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -19,19 +20,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[Mapping[str, str]]],
     max_new_tokens: int = 96,
     batch_size: int = 40,
     progress: bool = True,
+    add_special_tokens: bool = True,
 ) -> list[str]:
     """Return the model's greedy answer to each prompt, without the prompt and special tokens.
 
-    Prompts are padded on the left, so that every answer starts right after its prompt. The longest
+    A prompt is a text, or a list of messages for the tokenizer's chat template. A text that such a
+    template wrote has its first token already: for it pass `add_special_tokens=False`, or some
+    tokenizers put in a second one. Prompts are padded on the left, so that every answer starts
+    right after its prompt; one that leaves no room for the answer loses its beginning. The longest
     ones come first: if memory runs out, it does so at once. The model's train or eval mode is kept.
 
     Raises:
-        ValueError: if there is no prompt, `prompts` is a single text, or the tokenizer has no pad
-            token.
+        ValueError: if there is no prompt, `prompts` is a single text, the tokenizer has no pad
+            token, or the answer alone is longer than the model can take.
     """
     _require_list(prompts)
     if not prompts:
@@ -39,6 +44,17 @@ def generate(
             "No prompts were given. generate() needs at least one string: pass a list."
         )
     _require_pad_token(tokenizer)
+    chats = not isinstance(prompts[0], str)
+    if chats:
+        prompts = tokenizer.apply_chat_template(
+            list(prompts), tokenize=False, add_generation_prompt=True
+        )
+    room = context_length(model) - max_new_tokens
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens is {max_new_tokens}, but the model takes only {context_length(model)} "
+            "tokens, the prompt among them. Ask for fewer."
+        )
     prompts = list(prompts)  # a dataset's column is slow to index
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -47,8 +63,13 @@ def generate(
         for start in tqdm(starts, desc="answers") if progress else starts:
             part = order[start : start + batch_size]
             batch = tokenizer(
-                [prompts[i] for i in part], return_tensors="pt", padding=True, padding_side="left"
+                [prompts[i] for i in part],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                add_special_tokens=add_special_tokens and not chats,
             ).to(model.device)
+            batch = {name: values[:, -room:] for name, values in batch.items()}
             output = model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
@@ -61,6 +82,11 @@ def generate(
             for i, text in zip(part, texts, strict=True):
                 answers[i] = text.strip()
     return answers
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Return how many tokens a model takes at most, prompt and answer together."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from transformers import BitsAndBytesConfig
 
-from course_utils.display import html_table, text_table
+from course_utils.display import Result
 
-KINDS = ("nf4", "fp4", "int4", "int8")
+BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
+KINDS = tuple(BITS)
 # bitsandbytes quantizes the scales of 4-bit weights in blocks of this many.
 SCALES_PER_BLOCK = 256
 
@@ -48,7 +49,7 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class QuantizationReport:
+class QuantizationReport(Result):
     """What a quantization costs (errors) and what it takes (bytes).
 
     `rms` is the root mean square of the errors, `relative` the same divided by that of the weights,
@@ -83,8 +84,10 @@ class QuantizationReport:
         """Bits for each weight, its share of the scales included."""
         return 8 * self.bytes / self.parameters
 
+    def headers(self) -> tuple[str, str]:
+        return ("", "measured")
+
     def rows(self) -> list[tuple[str, str]]:
-        """Return ``(what, value)`` for a table."""
         return [
             ("quantization", self.name),
             ("parameters", f"{self.parameters:,}"),
@@ -94,12 +97,6 @@ class QuantizationReport:
             ("RMS error", f"{self.rms:.3g}, {self.relative:.2%} of the weights' own"),
             ("largest error", f"{self.largest:.3g}"),
         ]
-
-    def __str__(self) -> str:
-        return text_table(self.rows(), ("", "measured"))
-
-    def _repr_html_(self) -> str:
-        return html_table(self.rows(), ("", "measured"))
 
 
 def checked_arguments(**arguments: Any) -> dict[str, Any]:
@@ -206,10 +203,9 @@ def quantize(
         restored = _blocks(table[inner.long()], SCALES_PER_BLOCK) * outer[:, None]
         scale_bytes = inner.numel() + 4 * outer.numel() + 4  # and the mean
         scales = restored.reshape(-1)[: inner.numel()] + mean
-    bits = 8 if kind == "int8" else 4
     return Quantized(
         kind, block_size, double_quant, tuple(weights.shape), codes, scales,
-        (bits * codes.numel() + 7) // 8, scale_bytes,
+        (BITS[kind] * codes.numel() + 7) // 8, scale_bytes,
     )  # fmt: skip
 
 

@@ -21,6 +21,14 @@ from course_utils.display import CallResult
 FOLLOW_THE_LOSS = ("reduce_lr_on_plateau", "greedy")
 SCHEDULES = tuple(s.value for s in SchedulerType if s.value not in FOLLOW_THE_LOSS)
 IGNORES_WARMUP = "constant"
+# What a schedule takes of its own: each argument, and the setting of `own_arguments` it follows.
+OWN = {
+    "cosine_with_restarts": {"num_cycles": "cycles"},
+    "polynomial": {"lr_end": "lowest"},
+    "cosine_with_min_lr": {"min_lr_rate": "lowest"},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": "lowest"},
+    "warmup_stable_decay": {"num_decay_steps": "decay", "min_lr_ratio": "lowest"},
+}
 
 
 @dataclass(frozen=True)
@@ -151,14 +159,7 @@ def own_arguments(
     `lowest` and `decay` are shares: of the learning rate, and of the steps. What a schedule does
     not take is left out.
     """
-    values = {
-        "cosine_with_restarts": {"num_cycles": cycles},
-        "polynomial": {"lr_end": lowest * learning_rate},
-        "cosine_with_min_lr": {"min_lr_rate": lowest},
-        "cosine_warmup_with_min_lr": {"min_lr_rate": lowest},
-        "warmup_stable_decay": {
-            "num_decay_steps": max(1, round(decay * max_steps)),
-            "min_lr_ratio": lowest,
-        },
-    }
-    return values.get(lr_scheduler_type, {})
+    if lr_scheduler_type == "polynomial":  # which takes the rate itself
+        lowest *= learning_rate
+    values = {"lowest": lowest, "cycles": cycles, "decay": max(1, round(decay * max_steps))}
+    return {name: values[setting] for name, setting in OWN.get(lr_scheduler_type, {}).items()}

@@ -1,19 +1,19 @@
 """Training arguments and PEFT configs: values that no library refuses, or not in plain words.
 
-Used by lessons: 04, 05a, 06, 08.
+Used by lessons: 02, 03, 04, 05a, 06, 08.
 """
 
 from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, get_peft_model
-from peft.tuners.tuners_utils import BaseTuner, inspect_matched_modules
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
 
 from course_utils.configs import build_empty
@@ -41,7 +41,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _whole(value: Any) -> bool:
+def _count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
@@ -53,9 +53,9 @@ ARGUMENTS = {
         "At 0 no weight moves; above 10 AdamW moves each by more than 10 a step, which "
         "destroys the model. Usual are 2e-4 for LoRA and 2e-5 for all weights of a large model.",
     ),
-    "gradient_accumulation_steps": Range(_whole, "a whole number from 1 on", "1 is the default."),
+    "gradient_accumulation_steps": Range(_count, "a whole number from 1 on", "1 is the default."),
     "max_length": Range(
-        lambda length: length is None or _whole(length),
+        lambda length: length is None or _count(length),
         "a whole number from 1 on, or None for no limit",
         "It is in tokens; 1024 is SFTConfig's default.",
     ),
@@ -111,28 +111,45 @@ def require_none(problems: Iterable[SettingProblem]) -> None:
         raise ValueError("\n".join(found))
 
 
+def matching(target_modules: Collection[str] | str, names: Iterable[str]) -> list[str]:
+    """Return the whole names, in their order, that peft takes for targets.
+
+    A string is a regular expression for the whole name; an entry of a list is the whole name, or
+    its last parts up to a dot.
+    """
+    config = LoraConfig(target_modules=target_modules)
+    return [name for name in names if name and check_target_module_exists(config, name)]
+
+
+def unmatched_targets(model: PeftModel) -> list[str]:
+    """Return the names in a config's target_modules of which the model adapts no layer.
+
+    Of all the names together peft raises, and a pattern is one name; of one among others it says
+    nothing.
+    """
+    adapted = getattr(model, "targeted_module_names", None)
+    targets = getattr(model.active_peft_config, "target_modules", None) or ()
+    if adapted is None or isinstance(targets, str):
+        return []
+    return [name for name in sorted(targets) if not matching([name], adapted)]
+
+
 def _unmatched(config: PeftConfig, empty: PreTrainedModel) -> Iterator[SettingProblem]:
-    """Yield each name in target_modules that matches nothing; of all together peft raises."""
     leaves = {name.rpartition(".")[2] for name, _ in empty.named_modules()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuner = get_peft_model(empty, config, low_cpu_mem_usage=True).base_model
+            adapted = get_peft_model(empty, config, low_cpu_mem_usage=True)
     except RuntimeError:  # adapters that begin with a decomposition of the weights, such as PiSSA
         return
-    targets = getattr(config, "target_modules", None)
-    if not isinstance(tuner, BaseTuner) or isinstance(targets, str):  # one pattern, and it matched
-        return
-    matched = inspect_matched_modules(tuner)["matched"]
-    for target in sorted(targets or ()):
-        if not any(f".{name}".endswith(f".{target}") for name in matched):
-            close = difflib.get_close_matches(target, leaves, n=1)
-            yield SettingProblem(
-                "target_modules",
-                f"target_modules has {target!r}: matches nothing. Allowed are names of layers; of "
-                "a wrong one next to a right one peft says nothing.",
-                f"Write {close[0]}." if close else "",
-            )
+    for target in unmatched_targets(adapted):
+        close = difflib.get_close_matches(target, leaves, n=1)
+        yield SettingProblem(
+            "target_modules",
+            f"target_modules has {target!r}: matches nothing. Allowed are names of layers; of "
+            "a wrong one next to a right one peft says nothing.",
+            f"Write {close[0]}." if close else "",
+        )
 
 
 def _outside(settings: object, ranges: dict[str, Range]) -> Iterator[SettingProblem]:

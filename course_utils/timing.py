@@ -10,7 +10,13 @@ import time
 from typing import Any, Literal
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+
+# Part -> the trainer's events at its beginning and its end.
+PARTS = {
+    "step": ("on_step_begin", "on_step_end"),
+    "optimizer": ("on_pre_optimizer_step", "on_optimizer_step"),
+}
 
 
 class StepClock(TrainerCallback):
@@ -25,11 +31,12 @@ class StepClock(TrainerCallback):
     """
 
     def __init__(self, part: Literal["step", "optimizer"] = "step") -> None:
-        if part not in ("step", "optimizer"):
+        if part not in PARTS:
             raise ValueError(f'part={part!r}. Allowed are "step" and "optimizer".')
-        self.part = part
         self.seconds: list[float] = []
         self._started = 0.0
+        for event, note in zip(PARTS[part], (self._start, self._stop), strict=True):
+            setattr(self, event, note)
 
     @property
     def median(self) -> float:
@@ -42,29 +49,11 @@ class StepClock(TrainerCallback):
             raise ValueError("No step has been timed yet. Give the clock to a trainer and train().")
         return statistics.median(self.seconds)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.part == "step":
-            self._started = _now()
+    def _start(self, *args: Any, **kwargs: Any) -> None:
+        self._started = _now()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.part == "step":
-            self.seconds.append(_now() - self._started)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.part == "optimizer":
-            self._started = _now()
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.part == "optimizer":
-            self.seconds.append(_now() - self._started)
+    def _stop(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds.append(_now() - self._started)
 
 
 def _now() -> float:

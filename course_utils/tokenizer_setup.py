@@ -1,6 +1,6 @@
 """What a tokenizer needs before a training: a pad token, and a template that marks the answers.
 
-Used by lessons: none.
+Used by lessons: all.
 """
 
 from __future__ import annotations

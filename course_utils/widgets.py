@@ -25,20 +25,11 @@ from matplotlib.figure import Figure
 
 from course_utils import plots
 from course_utils.display import call_text, code_html
-from course_utils.quantization import KINDS, QuantizationReport, explore
-from course_utils.schedules import SCHEDULES, own_arguments, schedule_summary
+from course_utils.quantization import BITS, KINDS, QuantizationReport, explore
+from course_utils.schedules import OWN, SCHEDULES, own_arguments, schedule_summary
 
 FAILURES = (ValueError, RuntimeError, FileNotFoundError)  # the course's own words explain these
-BITS = {"nf4": 4, "fp4": 4, "int4": 4, "int8": 8}
 BLOCK = 64  # the block of bitsandbytes' 4-bit layers, which BitsAndBytesConfig cannot change
-# Which of the schedule explorer's three further controls a schedule takes.
-FURTHER = {
-    "cosine_with_restarts": ("cycles",),
-    "polynomial": ("lowest",),
-    "cosine_with_min_lr": ("lowest",),
-    "cosine_warmup_with_min_lr": ("lowest",),
-    "warmup_stable_decay": ("lowest", "decay"),
-}
 
 
 class Explorer(ipywidgets.interactive):
@@ -216,7 +207,7 @@ def schedule_explorer(learning_rate: float = 2e-4, max_steps: int = 100) -> Expl
         **further: float,
     ) -> HTML:
         for name in further:
-            controls[name].disabled = name not in FURTHER.get(lr_scheduler_type, ())
+            controls[name].disabled = name not in OWN.get(lr_scheduler_type, {}).values()
         now = schedule_summary(
             lr_scheduler_type,
             learning_rate,

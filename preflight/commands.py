@@ -30,9 +30,12 @@ def _tokenizer(name: str) -> Any:
     """Return the tokenizer of a folder or of the hub."""
     from transformers import AutoTokenizer
 
+    from course_utils.configs import located
+
+    place = located(name)
     try:
         # Without an explicit False, transformers would ask and run what the answer is.
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except Exception as error:  # a folder without one fails in any way
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -47,15 +50,14 @@ def memory(options: argparse.Namespace) -> int:
     from peft import LoraConfig
 
     from course_utils import configs
-    from preflight.memory_plan import GPUTable, Overhead, fit_gpus, plan_text
+    from preflight.memory_plan import GPUS, Overhead, fit_gpus, gpu_table, plan_text
 
     if options.list:
-        table = GPUTable()
         if options.json:
-            gpus = [dataclasses.asdict(gpu) for gpu in table.gpus]
+            gpus = [dataclasses.asdict(gpu) for gpu in GPUS]
             print(json.dumps({"models": configs.shipped(), "gpus": gpus}, indent=2))
         else:
-            print("models: " + ", ".join(configs.shipped()), table, sep="\n\n")
+            print("models: " + ", ".join(configs.shipped()), gpu_table(), sep="\n\n")
         return 0
     if not options.model:
         raise ValueError(

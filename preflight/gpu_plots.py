@@ -8,8 +8,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from course_utils.plots.memory import label_box
-from course_utils.plots.style import PALETTE, figure_axes
+from course_utils.plots import PALETTE, figure_axes, label_box
 from preflight.memory_plan.gpu_fit import GPUFitTable
 
 

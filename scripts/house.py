@@ -1,11 +1,15 @@
-"""Write which lessons use each module: into the module's docstring, and into the README's tree.
+"""Write which lessons use each module, and the picture that the README shows.
 
-Both follow from the imports. A test compares them with what is written here.
+    python scripts/house.py
+
+The first follows from the imports, and goes into each module's docstring and the README's tree; the
+picture is lesson 08's plot of quality by memory. Tests compare both with what is written here.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -14,6 +18,8 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURE = ROOT / "notebooks" / "images" / "quality_by_memory.png"
+DRAWING = 'plots.trade_off(winners, "peak MiB"'  # the cell of lesson 08 that draws it
 # Folder -> what it is for. Of the first two, each module has a line of its own.
 FOLDERS = {
     "course_utils": "what a lesson imports",
@@ -24,7 +30,7 @@ FOLDERS = {
     "data": "datasets and models, a card for each, and the scripts that made them",
     "book": "the pages around the lessons, and how `make book` builds them",
     "scripts": "what the Makefile calls",
-    "benchmarks": "speed and memory, measured: `make bench`, `make bench-gpu`",
+    "benchmarks": "speed, memory and teaching time, measured: `make bench`, `make bench-gpu`",
     "tests": "unit tests, and the notebooks under nbval",
     "findings": "surprises in the libraries, each a script that shows it",
 }
@@ -126,7 +132,16 @@ def readme() -> str:
     return TREE.sub(lambda _: tree(), text)
 
 
+def picture() -> bytes:
+    """Return the picture, as PNG, that lesson 08 was saved with."""
+    cells = nbformat.read(ROOT / "notebooks" / "08_peft_against_full.ipynb", 4).cells
+    [cell] = [c for c in cells if c.cell_type == "code" and c.source.startswith(DRAWING)]
+    [output] = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+    return base64.b64decode(output["data"]["image/png"])
+
+
 if __name__ == "__main__":
     for module, file in modules().items():
         file.write_text(annotated(module), encoding="utf-8")
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")
+    PICTURE.write_bytes(picture())

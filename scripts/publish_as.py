@@ -12,7 +12,6 @@ version as well. Git's remote is not touched, and nothing is committed.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -100,15 +99,7 @@ def replaced(text: str, old: Address, new: Address) -> str:
 
 
 def rewritten(path: Path, text: str, old: Address, new: Address) -> str:
-    """Return what becomes of a file; of a notebook only lines of its cells change."""
-    if path.suffix == ".ipynb":
-        for cell in json.loads(text)["cells"]:
-            for line in cell["source"]:
-                was, now = (
-                    json.dumps(one, ensure_ascii=False) for one in (line, replaced(line, old, new))
-                )
-                text = text.replace(was, now) if was != now else text
-        return text
+    """Return what becomes of a file."""
     text = replaced(text, old, new)
     version = VERSION_TAG.fullmatch(new.tag)
     if version and path in VERSIONED:

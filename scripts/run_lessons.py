@@ -5,34 +5,41 @@ python scripts/run_lessons.py 05           that lesson; of 05a and 05b both
 python scripts/run_lessons.py deeper/06    the notebooks of that number in notebooks/deeper
 python scripts/run_lessons.py --save       also put the clean outputs into the notebooks
 python scripts/run_lessons.py --jobs 1     one lesson at a time, with all cores to itself
-python scripts/run_lessons.py --record     also note what each lesson took in data/results
+python scripts/run_lessons.py --record     also note claims, and what lessons took, in data/results
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import os
 import re
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import lesson_costs
 import nbformat
+import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
-from course_utils import claims, hardware, models
+from course_utils import SEED, claims, hardware, models
 from course_utils.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "lessons"
 CLAIMS = ROOT / "build" / "claims"
+COSTS = ROOT / "data" / "results" / "lessons.json"
+SCHEMA = 2  # of that file
+PAUSE = 1.0  # seconds between two readings of a lesson's memory
 LESSON_RAM = 3  # GiB; no lesson takes more
 CELL_LIMIT = 1800  # seconds; a lesson on a real model may train for a while
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -83,6 +90,51 @@ class Outcome:
     error: str = ""
 
 
+def memory(process: psutil.Process) -> tuple[int, int]:
+    """Return a process tree's memory in bytes: its share (PSS), and what it alone has (USS).
+
+    PSS splits a page that several processes map, such as the code of torch, among them, so that the
+    sum over processes is what the machine spends. Where the system does not count it (macOS,
+    Windows), USS stands for both.
+    """
+    share = alone = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            info = one.memory_full_info()
+        except psutil.NoSuchProcess:
+            continue
+        share += getattr(info, "pss", info.uss)
+        alone += info.uss
+    return share, alone
+
+
+class Peak(threading.Thread):
+    """Follows, while it is entered, the memory that a client's kernel has for itself.
+
+    `bytes` is the highest reading, of the kernel and all that it started.
+    """
+
+    def __init__(self, client: NotebookClient) -> None:
+        super().__init__(daemon=True)
+        self.client, self.bytes, self._done = client, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(PAUSE):
+            try:
+                process = psutil.Process(self.client.km.provisioner.pid)
+                self.bytes = max(self.bytes, memory(process)[1])
+            except (AttributeError, psutil.Error):  # not started yet, or gone
+                continue
+
+    def __enter__(self) -> Peak:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self.join()
+
+
 def execute(path: Path) -> tuple[NotebookNode, int]:
     """Return the notebook with the outputs of a fresh run, and the kernel's peak memory in bytes.
 
@@ -99,7 +151,7 @@ def execute(path: Path) -> tuple[NotebookNode, int]:
         # A kernel warns of its sockets, which are open to this machine alone and signed with a key.
         extra_arguments=["--log-level=ERROR"],
     )
-    with lesson_costs.Peak(client) as peak:
+    with Peak(client) as peak:
         client.execute()
     return without_run_data(client.nb), peak.bytes
 
@@ -157,10 +209,45 @@ def described(outcome: Outcome, jobs: int) -> str:
     if outcome.error:
         return f"{name:<24}failed after {outcome.seconds:.0f} s\n{outcome.error}"
     line = f"{name:<24}{outcome.seconds:4.0f} s {outcome.peak / 2**30:5.1f} GiB"
-    before = lesson_costs.recorded()
+    before = recorded()
     if before["jobs"] != jobs or name not in before["lessons"]:  # with a neighbour all is slower
         return line
     return f"{line}   (recorded: {before['lessons'][name]['seconds']} s)"
+
+
+def described_machine(machine: hardware.Machine) -> str:
+    """Return what a record says of the machine on which it was made."""
+    return f"{machine.name}, {machine.cores} cores, {machine.ram:.0f} GiB"
+
+
+def recorded() -> dict[str, Any]:
+    """Return what the lessons took when it was last recorded."""
+    return json.loads(COSTS.read_text(encoding="utf-8"))
+
+
+def record(lessons: dict[str, tuple[float, int]], jobs: int) -> None:
+    """Write what the lessons took, all of one run: seconds, and peak memory in bytes."""
+    from course_utils.compare.results import environment  # torch, which no other use needs
+
+    found = {
+        "schema": SCHEMA,
+        "versions": environment()["versions"],
+        "device": described_machine(hardware.detect()),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "jobs": jobs,
+        "lessons": {
+            name: {"seconds": round(seconds), "peak_mib": peak // 2**20}
+            for name, (seconds, peak) in sorted(lessons.items())
+        },
+    }
+    write_whole(COSTS, json.dumps(found, indent=1) + "\n")
+
+
+def record_claims(model: str, made: list[claims.Claim]) -> None:
+    """Write claims into a model's record, with where they were made."""
+    from course_utils.compare.results import environment
+
+    claims.record(model, {"seed": SEED, **environment()}, made)
 
 
 def main() -> int:
@@ -169,11 +256,11 @@ def main() -> int:
     )
     parser.add_argument("lesson", nargs="?", default="", help="the number of a lesson, such as 01")
     parser.add_argument("--save", action="store_true", help="write the outputs into the notebooks")
-    parser.add_argument("--record", action="store_true", help="write data/results/lessons.json")
+    parser.add_argument(
+        "--record", action="store_true", help="note claims, and of all lessons what they took"
+    )
     parser.add_argument("--jobs", type=int, help="lessons at a time (2, or 1 where that is wiser)")
     options = parser.parse_args()
-    if options.record and options.lesson:
-        parser.error("--record notes all lessons at once: leave out the number")
     try:
         chosen = lessons(options.lesson)
     except ValueError as error:
@@ -186,16 +273,19 @@ def main() -> int:
     if jobs > 1:  # each lesson has its share of the cores
         os.environ["OMP_NUM_THREADS"] = str(max(1, machine.cores // jobs))
         print(f"{len(chosen)} lessons, {jobs} at a time", flush=True)
-    name = models.base_model().name
+    base = models.base_model()
+    name = base.name
     os.environ[claims.FOLDER_VARIABLE] = str(CLAIMS / name)
     for path in chosen:  # those of an earlier run must not pass for this one's
         for made in (CLAIMS / name).glob(f"{label(path)}-*.json"):
             made.unlink()
     outcomes = run_all(chosen, jobs, options.save)
     ran = {one.path.stem: (one.seconds, one.peak) for one in outcomes if not one.error}
-    if options.record and len(ran) == len(chosen):
-        lesson_costs.record(ran, jobs)
     made = claims.read(CLAIMS / name, [label(path) for path in chosen])
+    if options.record and len(ran) == len(chosen):
+        record_claims(name, made)
+        if base.is_pocket and not options.lesson:
+            record(ran, jobs)
     failed = [f"  {one.name}: {one}" for one in made if not one.holds]
     print(f"{len(made) - len(failed)} of {len(made)} claims hold on {name}", *failed, sep="\n")
     print(

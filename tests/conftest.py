@@ -1,17 +1,20 @@
-"""How the notebooks are tested: each is executed once, its exercises answered on the way.
+"""Fixtures that many tests share, and how the notebooks are tested: each is executed once.
 
-After an exercise's cell, which is run as the reader finds it, come cells in the same kernel that
-answer it: wrongly, where the check has to say so, and with the lesson's own solution. The notebooks
-that the run executed are counted, so that none can be left out unnoticed.
+Exercises are answered on the way: after the cell of one, which is run as the reader finds it, come
+cells in the same kernel that answer it: wrongly, where the check has to say so, and with the
+lesson's own solution. The notebooks that the run executed are counted, so that none can be left
+out unnoticed.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +36,34 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """The pocket model's tokenizer, for all tests of a file; none may change it."""
+    from transformers import AutoTokenizer
+
+    from course_utils.paths import POCKET_MODEL
+
+    return AutoTokenizer.from_pretrained(POCKET_MODEL)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The pocket model in float32, for all tests of a file; none may change it."""
+    from transformers import AutoModelForCausalLM
+
+    from course_utils.paths import POCKET_MODEL
+
+    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def rng() -> random.Random:
+    """Moments to kill at; what is printed makes the same ones again."""
+    seed = random.randrange(10**6)
+    print(f"the moments come from random.Random({seed})")
+    return random.Random(seed)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,8 +120,8 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Fail a cell whose calls are deprecated: libraries say so by warnings and by logging."""
     result = yield
     if isinstance(item, IPyNbCell):
-        said = [o.text for o in item.test_outputs or [] if o.get("name") == "stderr"]
-        found = [line for text in said for line in text.splitlines() if DEPRECATED.search(line)]
+        printed = [o.text for o in item.test_outputs or [] if o.get("name") == "stderr"]
+        found = [line for text in printed for line in text.splitlines() if DEPRECATED.search(line)]
         assert not found, f"a call of this cell is deprecated: {found}"
     return result
 

@@ -10,17 +10,12 @@ from __future__ import annotations
 import ast
 import io
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from functools import cache
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +24,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset, load_dataset
+from helpers import CALM, python, served
 from peft import AdaLoraConfig, LoraConfig
 from test_models import Hub, ask
 from transformers import (
@@ -56,14 +52,14 @@ TABLE = yaml.safe_load((COURSE_ROOT / "book" / "bad_input.yaml").read_text(encod
 CASES = [case for group in TABLE for case in group["cases"]]
 LIBRARIES = {"argparse", "peft", "torch", "transformers", "trl"}
 HUB = ("gated/model", "absent/model", "nobody/no-such-model")  # the last one without a network
-SAYS: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {}
+MESSAGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {}
 
 
-def says(how: str) -> Callable[[Callable], Callable]:
+def given_by(how: str) -> Callable[[Callable], Callable]:
     """Register how the cases of a group are given; the function returns what is said."""
 
     def keep(function: Callable) -> Callable:
-        SAYS[how] = function
+        MESSAGES[how] = function
         return function
 
     return keep
@@ -73,8 +69,7 @@ def sft_config(**arguments: Any) -> SFTConfig:
     """Return the arguments with what a test needs: no GPU, two steps, no file."""
     return SFTConfig(
         **{
-            "output_dir": "out", "use_cpu": True, "bf16": False, "max_steps": 2,
-            "save_strategy": "no", "disable_tqdm": True, "activation_checkpointing": False,
+            **CALM, "output_dir": "out", "max_steps": 2, "activation_checkpointing": False,
             **arguments,
         }
     )  # fmt: skip
@@ -110,12 +105,12 @@ def value(code: str, known: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), "<given>", "eval"), known)
 
 
-@says("code")
+@given_by("code")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
     return str(value(case["given"], known))
 
 
-@says("adapter")
+@given_by("adapter")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
     given = value(case["given"], known)
     if case["by"] == "lora_targets.check_targets":
@@ -123,12 +118,12 @@ def _(case: dict[str, Any], known: dict[str, Any]) -> str:
     return from_training(case, sft_config(), known | {"peft_config": given})
 
 
-@says("arguments")
+@given_by("arguments")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
     return from_training(case, value(case["given"], known), known)
 
 
-@says("quantization")
+@given_by("quantization")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
     hardware.fix_bitsandbytes()
     if case.get("silent"):
@@ -151,13 +146,13 @@ def from_training(
         peft_config=known["peft_config"],
         callbacks=[StopOnDivergence()],
     )
-    said = str(check_trainer(trainer)) if case["by"] == "check_trainer" else ""
-    if case.get("silent") or not said:
+    report = str(check_trainer(trainer)) if case["by"] == "check_trainer" else ""
+    if case.get("silent") or not report:
         trainer.train()
-    return said
+    return report
 
 
-@says("model")
+@given_by("model")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
     name = case["given"].partition("=")[2].strip('"')
     if name in HUB:
@@ -170,45 +165,33 @@ def _(case: dict[str, Any], known: dict[str, Any]) -> str:
 @cache
 def asked() -> dict[str, str]:
     """Return what is said of models that the hub refuses, or that cannot be asked for."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with TemporaryDirectory() as folder:
-        try:
-            address = f"http://127.0.0.1:{server.server_port}"
-            refused = ask(list(HUB[:2]), Path(folder), HF_ENDPOINT=address)
-        finally:
-            server.shutdown()
-            server.server_close()
+    with TemporaryDirectory() as folder, served(Hub) as (address, _):
+        refused = ask(list(HUB[:2]), Path(folder), HF_ENDPOINT=address)
         return refused | ask(list(HUB[2:]), Path(folder), HF_HUB_OFFLINE="1")
 
 
-@says("command")
+@given_by("command")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
-    code, said = run(shlex.split(case["given"])[3:], case.get("process", False))
-    assert code == case.get("exit", 2), said
-    assert "Traceback" not in said
-    return said
+    code, printed = run(shlex.split(case["given"])[3:], case.get("process", False))
+    assert code == case.get("exit", 2), printed
+    assert "Traceback" not in printed
+    return printed
 
 
-@says("experiments")
+@given_by("experiments")
 def _(case: dict[str, Any], known: dict[str, Any]) -> str:
-    code, said = run(["compare", "mine.yaml", "--output", "results"])
-    assert code == 2, said
-    assert "Traceback" not in said
-    return said
+    code, printed = run(["compare", "mine.yaml", "--output", "results"])
+    assert code == 2, printed
+    assert "Traceback" not in printed
+    return printed
 
 
 def run(arguments: list[str], process: bool = False) -> tuple[int, str]:
     """Return the exit code of a command and what it printed."""
     if process:
-        done = subprocess.run(
-            [sys.executable, "-m", "course_utils", *arguments],
-            env={**os.environ, "PYTHONPATH": str(COURSE_ROOT), "HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        )
-        return done.returncode, done.stdout
+        here = {"PYTHONPATH": str(COURSE_ROOT), "HF_HUB_OFFLINE": "1"}
+        done = python("-m", "course_utils", *arguments, cwd=Path.cwd(), **here)
+        return done.returncode, done.stdout + done.stderr
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed):
         try:
@@ -223,9 +206,9 @@ def run(arguments: list[str], process: bool = False) -> tuple[int, str]:
 
 def raised_by(error: Exception) -> str:
     """Return the library that raised an error, or "course_utils"."""
-    said = str(error)
-    if "unexpected keyword argument" in said:  # Python says it, of a class of a library
-        return {"SFTConfig": "trl", "LoraConfig": "peft"}[said.partition(".")[0]]
+    text = str(error)
+    if "unexpected keyword argument" in text:  # Python says it, of a class of a library
+        return {"SFTConfig": "trl", "LoraConfig": "peft"}[text.partition(".")[0]]
     parts = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
     return parts[parts.index("site-packages") + 1] if "site-packages" in parts else "course_utils"
 
@@ -248,19 +231,19 @@ def test_what_is_said_of_it(how: str, case: dict[str, Any], tmp_path: Path) -> N
             Path("mine.yaml").write_text(case["given"], encoding="utf-8")
         before = files()
         try:
-            said, by = SAYS[how](case, known), case["by"]
+            message, by = MESSAGES[how](case, known), case["by"]
         except AssertionError:
             raise
         except Exception as error:
-            said, by = str(error), raised_by(error)
+            message, by = str(error), raised_by(error)
         assert files() == before
-    assert by == case["by"] or (by == "course_utils" and case["by"] not in LIBRARIES), said
-    plain = " ".join(said.split())
+    assert by == case["by"] or (by == "course_utils" and case["by"] not in LIBRARIES), message
+    plain = " ".join(message.split())
     for part in ("wrong", "allowed", "do"):
         for words in case.get(part, "").split("…"):
             assert " ".join(words.split()) in plain, part
     if "finding" in case:
-        assert re.search(rf"(ERROR|WARNING|INFO) +{case['finding']} ", said)
+        assert re.search(rf"(ERROR|WARNING|INFO) +{case['finding']} ", message)
 
 
 def test_the_table_is_whole() -> None:
@@ -268,8 +251,8 @@ def test_the_table_is_whole() -> None:
     assert len({case["id"] for case in CASES}) == len(CASES) >= 60
     assert {case["finding"] for case in CASES if "finding" in case} == set(RULES)
     for case in CASES:
-        said = {part for part in ("wrong", "allowed", "do") if case.get(part)}
-        assert "wrong" in said
+        there = {part for part in ("wrong", "allowed", "do") if case.get(part)}
+        assert "wrong" in there
         if "note" not in case:  # a finding says what a fault does to training
             needed = {"do"} if "finding" in case else {"allowed", "do"}
-            assert said & needed if case["by"] in LIBRARIES else needed <= said, case["id"]
+            assert there & needed if case["by"] in LIBRARIES else needed <= there, case["id"]

@@ -10,12 +10,9 @@ import functools
 import http.server
 import importlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -24,6 +21,7 @@ import nbformat
 import publish_as
 import pytest
 import yaml
+from helpers import QuietHandler, python, served
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -66,13 +64,7 @@ def module(name: str):
 @pytest.fixture(scope="module")
 def site() -> Path:
     """Build the pages in a process of its own, as `make book` does."""
-    done = subprocess.run(
-        [sys.executable, "book/build.py", "--output", str(SITE)],
-        cwd=COURSE_ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    done = python("book/build.py", "--output", SITE, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stdout + done.stderr
     return SITE
 
@@ -265,30 +257,15 @@ def test_what_the_pages_need_is_pinned() -> None:
     assert "sphinx" not in learners.lower()
 
 
-def test_the_workflow_builds_with_the_same_command() -> None:
-    """And each action is pinned to a commit, as in the other workflow."""
-    workflow = (COURSE_ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
-    assert "- run: make book\n" in workflow
-    assert "--links" in workflow
-    uses = re.findall(r"uses: (\S+)", workflow)
-    assert uses
-    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", use) for use in uses)
-    yaml.safe_load(workflow)
-
-
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
     """Serve the pages on this machine only."""
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
+    class Files(QuietHandler, http.server.SimpleHTTPRequestHandler):
+        """The files of a folder."""
 
-    handler = functools.partial(Quiet, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(functools.partial(Files, directory=str(site))) as (found, _):
+        yield f"{found}/"
 
 
 # Set in the page: what loads late counts too, and a phone must not scroll sideways.

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import python
 
 from course_utils import compare, configs
 from course_utils.__main__ import main
@@ -20,9 +21,7 @@ def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a Python without any library: -S leaves site-packages out."""
     code = f"import sys; sys.path.insert(0, {str(COURSE_ROOT)!r})\n"
     code += f"from course_utils.__main__ import main; sys.exit(main({list(arguments)!r}))"
-    return subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=COURSE_ROOT
-    )
+    return python("-I", "-S", "-c", code)
 
 
 def test_a_python_without_the_libraries_is_told_to_install_them() -> None:
@@ -60,24 +59,10 @@ def test_check_finds_and_says_so_by_its_exit_code(capsys: pytest.CaptureFixture[
     assert report["findings"]
 
 
-@pytest.mark.parametrize("arguments", [["check", "no_such_file.jsonl"], ["check", "Makefile"]])
-def test_what_cannot_run_is_said_in_a_line(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Exit code 2 and the three parts, never a traceback."""
-    assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert "Error: " in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize("arguments", [[], ["docter"], ["check"]])
-def test_a_wrong_call_shows_the_usage(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_call_without_a_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     """argparse's own message stands."""
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
+        main([])
     assert stop.value.code == 2
     assert "usage: python -m course_utils" in capsys.readouterr().err
 
@@ -102,9 +87,9 @@ def test_memory_answers_for_every_shipped_shape(
     """Without a network: the categories, their sum, the overhead, and where it fits."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["memory", "--model", name, "--method", "qlora", "--length", "256"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for words in ("weights", "adapters", "sum", "overhead (1 GiB + 5%, assumed)", "fits: "):
-        assert words in said
+        assert words in printed
 
 
 def test_memory_for_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,9 +123,9 @@ def test_memory_options_reach_the_prediction(capsys: pytest.CaptureFixture[str])
 def test_memory_lists_what_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
     """Names to copy."""
     assert main(["memory", "--list"]) == 0
-    said = capsys.readouterr().out
-    assert "llama-3.1-8b" in said
-    assert "RTX 4090" in said
+    printed = capsys.readouterr().out
+    assert "llama-3.1-8b" in printed
+    assert "RTX 4090" in printed
     assert main(["memory", "--list", "--json"]) == 0
     assert "qwen3-8b" in json.loads(capsys.readouterr().out)["models"]
 
@@ -148,29 +133,18 @@ def test_memory_lists_what_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ([], "--model"),
-        (["--model", "no/such/folder"], "does not exist"),
-        (["--model", "llama-3.1-8b", "--method", "lorra"], "lorra"),
-        (["--model", "llama-3.1-8b", "--gpu", "GTX 9999"], "GTX 9999"),
-        (["--model", "llama-3.1-8b", "--batch-size", "0"], "0"),
-        (["--model", "llama-3.1-8b", "--length", "-5"], "-5"),
-        (["--model", "llama-3.1-8b", "--optimizer", "adam9"], "adam9"),
-        (["--model", "llama-3.1-8b", "--dtype", "int3"], "int3"),
-        (["--model", "llama-3.1-8b", "--loss", "half"], "half"),
-        (["--model", "llama-3.1-8b", "--shards", "0"], "0"),
-        (["--model", "llama-3.1-8b", "--overhead", "-1"], "-1"),
-        (["--model", "llama-3.1-8b", "--rank", "0"], "positive integer"),
-        (["--model", "llama-3.1-8b", "--rank", "8", "--method", "full"], "no adapter"),
+        (["--length", "-5"], "-5"),
+        (["--loss", "half"], "half"),
+        (["--rank", "0"], "positive integer"),
+        (["--rank", "8", "--method", "full"], "no adapter"),
     ],
 )
 def test_memory_says_what_was_wrong(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2 and a message with what was given, never a traceback."""
-    assert main(["memory", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert "Traceback" not in said
+    """Exit code 2 and a message with what was given. (book/bad_input.yaml has the rest.)"""
+    assert main(["memory", "--model", "llama-3.1-8b", *arguments]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_modules_prints_the_table_a_check_or_a_suggestion(
@@ -179,9 +153,9 @@ def test_modules_prints_the_table_a_check_or_a_suggestion(
     """Offline, by a shipped name; 1 for a wrong name, as text and as JSON."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["modules", "llama-3.2-1b", "--rank", "4"]) == 0
-    said = capsys.readouterr().out
-    assert "adapters of rank 4" in said
-    assert "down_proj" in said
+    printed = capsys.readouterr().out
+    assert "adapters of rank 4" in printed
+    assert "down_proj" in printed
     assert main(["modules", "llama-3.2-1b", "--check", "q_proj,k_porj", "--json"]) == 1
     names = json.loads(capsys.readouterr().out)["check"]["names"]
     assert [(n["name"], n["count"], n["nearest"]) for n in names] == [
@@ -190,29 +164,9 @@ def test_modules_prints_the_table_a_check_or_a_suggestion(
     ]
     assert main(["modules", str(POCKET_MODEL), "--check", r".*\.(q|v)_proj"]) == 0
     assert main(["modules", str(POCKET_MODEL), "--suggest", "attention", "--check", "q_proj"]) == 0
-    said = capsys.readouterr().out
-    assert "LoraConfig(r=8, target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj'])" in said
-    assert "every name matches" in said
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["no/such/folder"], "does not exist"),
-        (["llama-3.2-1b", "--suggest", "vision"], "has: embedding, attention"),
-        (["llama-3.2-1b", "--rank", "0"], "whole number"),
-        (["llama-3.2-1b", "--check", ""], "among the target names"),
-        (["llama-3.2-1b", "--check", "("], "no regular expression"),
-    ],
-)
-def test_modules_says_what_cannot_be(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Exit code 2 and one line."""
-    assert main(["modules", *arguments]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().out
+    assert "LoraConfig(r=8, target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj'])" in printed
+    assert "every name matches" in printed
 
 
 def test_compare_lists_and_writes_its_experiments(
@@ -228,25 +182,6 @@ def test_compare_lists_and_writes_its_experiments(
     assert main(["compare", "--methods", "lora, ia3", "--seeds", "2", "--write", str(file)]) == 0
     assert [(e.name, e.seeds) for e in compare.read(file)] == [("lora", (0, 1)), ("ia3", (0, 1))]
     assert not list(tmp_path.glob("*/"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--methods", "lorra"], "Allowed are full, lora"),
-        (["no_such_file.yaml"], "no_such_file.yaml"),
-        (["--seeds", "0"], "1 or more"),
-        (["--train-rows", "0"], "from 1 on"),
-        (["--train-rows", "5000"], "only 1200"),
-    ],
-)
-def test_compare_says_what_was_wrong_before_it_runs(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["compare", *arguments, "--output", str(tmp_path / "out")]) == 2
-    printed = capsys.readouterr()
-    assert said in printed.err and "Traceback" not in printed.err
-    assert not (tmp_path / "out").exists()
 
 
 RECIPE = """
@@ -293,8 +228,7 @@ def test_a_recipe_that_cannot_be_read_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["modules", "llama-3.2-1b", "--suggest", "attention"], ["memory", "--list"]],
+    "arguments", [["modules", "llama-3.2-1b", "--suggest", "attention"], ["memory", "--list"]]
 )
 def test_both_packages_answer_the_same(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from helpers import python
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
@@ -72,12 +72,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def ask_pip(*arguments: str, **environment: str) -> None:
     """Run pip; skip the test where it reaches no index."""
-    done = subprocess.run(
-        [sys.executable, *(["-S"] if environment else []), "-m", "pip", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
+    done = python(*(["-S"] if environment else []), "-m", "pip", *arguments, **environment)
     if done.returncode and any(sign in done.stderr for sign in NO_NETWORK):
         pytest.skip("pip reaches no index")
     assert done.returncode == 0, done.stderr
@@ -107,9 +102,8 @@ def test_pip_finds_versions_that_go_with_what_colab_brings(tmp_path: Path) -> No
     options += ["--constraint", str(tmp_path / "held.txt")]
     ask_pip("install", *options, *wanted, PYTHONPATH=str(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    news = {
-        one["metadata"]["name"].lower(): one["metadata"]["version"] for one in report["install"]
-    }
+    found = [one["metadata"] for one in report["install"]]
+    news = {one["name"].lower(): one["version"] for one in found}
     assert not {"torch", "numpy", "torchvision", "triton", "ipykernel", "ipython"} & set(news)
     after = there | news
     for requirement in hardware.runtime_requirements():

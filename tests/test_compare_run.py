@@ -21,42 +21,30 @@ import pandas as pd
 import psutil
 import pytest
 import tqdm.notebook
-from faults import KILLS
+from helpers import KILLS
 from transformers import AutoTokenizer
 
 from course_utils import compare, data, plots
 from course_utils.compare import Experiment, results, runner, worker
 from course_utils.compare.results import Job, Sources, jobs, usable
-from course_utils.compare.runner import RUNNING
 from course_utils.paths import POCKET_MODEL
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": "all-linear"}
 SHORT = {"train_rows": 64, "test_rows": 4}
-QUICK = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 4,
-    "logging_steps": 1,
-    "eval_steps": 4,
-}
+QUICK = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "eval_steps": 4}
 # What depends on how fast the machine is at the moment.
 TIMES = ("training s", "tokens/s")
 
 
 def command(file: Path, output: Path, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "course_utils",
-        "compare",
-        str(file),
-        "--output",
-        str(output),
-        *more,
-    ]
+    words = ["-m", "course_utils", "compare", str(file), "--output", str(output), *more]
+    return [sys.executable, *words]
 
 
-def lasting(table: pd.DataFrame) -> pd.DataFrame:
-    return table[[name for name in table if not name.startswith(TIMES)]]
+def assert_same_table(folder: Path, other: Path) -> None:
+    tables = [compare.table(folder), compare.table(other)]
+    lasting = [name for name in tables[0] if not name.startswith(TIMES)]
+    pd.testing.assert_frame_equal(*(table[lasting] for table in tables), check_exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -147,45 +135,17 @@ def test_runs_of_one_name_with_other_data_are_kept_apart(whole: Path, tmp_path: 
 
 
 @pytest.mark.long
-def test_killed_at_any_moment_it_goes_on_with_what_is_missing(
-    file: Path, whole: Path, tmp_path: Path
-) -> None:
-    """kill -9 in the second run: the first stays as it is, the end is that of the whole."""
-    process = subprocess.Popen(command(file, tmp_path), stdout=subprocess.DEVNULL)
-    workers: list[psutil.Process] = []
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        running = [p for p in (tmp_path / RUNNING).glob("*") if p.is_dir()]
-        if running and list(tmp_path.glob("lora_seed0_*.json")):
-            workers = psutil.Process(process.pid).children(recursive=True)
-            if workers:
-                break
-        time.sleep(0.02)
-    assert workers, "it was not caught in its second run"
-    process.kill()
-    process.wait()
-    [first] = tmp_path.glob("*.json")
-    before = first.read_bytes()
-    _, alive = psutil.wait_procs(workers, timeout=120)
-    assert not alive, "a worker went on after the comparison was killed"
-
-    done = subprocess.run(command(file, tmp_path), capture_output=True, text=True, check=True)
-    assert "1 of 3: lora, seed 0 (there already)" in done.stdout
-    assert first.read_bytes() == before
-    assert not list(tmp_path.glob("*.part"))
-    pd.testing.assert_frame_equal(
-        lasting(compare.table(tmp_path)), lasting(compare.table(whole)), check_exact=True
-    )
-
-
-@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
-def test_killed_at_random_moments(file: Path, whole: Path, tmp_path: Path) -> None:
-    """And started again at once, while the worker of the one before may still be at it."""
-    seed = random.randrange(10**6)
-    print(f"the moments come from random.Random({seed})")
-    rng = random.Random(seed)
+def test_killed_at_random_moments(
+    file: Path, whole: Path, tmp_path: Path, rng: random.Random
+) -> None:
+    """And started again at once, while the worker of the one before may still be at it.
+
+    What is done stays as it is, the end is that of the whole, and no worker outlives its comparison
+    for long.
+    """
     kills, comparisons, limit = 0, 0, 60.0
+    workers: list[psutil.Process] = []
     while kills < KILLS:
         comparisons += 1
         folder, ended = tmp_path / str(comparisons), False
@@ -197,6 +157,8 @@ def test_killed_at_random_moments(file: Path, whole: Path, tmp_path: Path) -> No
             )
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(rng.uniform(0, limit) if kills < KILLS else None)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                workers += psutil.Process(process.pid).children(recursive=True)
             process.kill()
             ended = process.wait() == 0
             assert ended or process.returncode == -9, process.stdout.read()
@@ -205,10 +167,10 @@ def test_killed_at_random_moments(file: Path, whole: Path, tmp_path: Path) -> No
                 limit = min(limit, 1.2 * (time.monotonic() - began))
             assert all(path.read_bytes() == content for path, content in kept.items())
             assert all(usable(path) for path in folder.glob("*.json")), "one is not whole"
-        pd.testing.assert_frame_equal(
-            lasting(compare.table(folder)), lasting(compare.table(whole)), check_exact=True
-        )
+        assert_same_table(folder, whole)
         assert not list(folder.glob("*.part"))
+    _, alive = psutil.wait_procs(workers, timeout=120)
+    assert not alive, "a worker went on after its comparison was killed"
 
 
 @pytest.mark.long
@@ -220,14 +182,12 @@ def test_two_comparisons_in_one_folder_share_the_work(
         subprocess.Popen(command(file, tmp_path), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    made = re.findall(r"^\d of 3: (\w+, seed \d): exact match", "\n".join(said), flags=re.M)
+    printed = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    made = re.findall(r"^\d of 3: (\w+, seed \d): exact match", "\n".join(printed), flags=re.M)
     assert sorted(made) == ["full, seed 0", "lora, seed 0", "lora, seed 1"]
-    assert said[0].splitlines()[-3:-1] == said[1].splitlines()[-3:-1], "the tables differ"
-    pd.testing.assert_frame_equal(
-        lasting(compare.table(tmp_path)), lasting(compare.table(whole)), check_exact=True
-    )
+    assert printed[0].splitlines()[-3:-1] == printed[1].splitlines()[-3:-1], "the tables differ"
+    assert_same_table(tmp_path, whole)
 
 
 def test_nothing_is_run_again_and_nothing_else_is_taken_for_it(
@@ -320,7 +280,7 @@ def test_a_failure_is_a_result_and_the_rest_is_run(few: str, tmp_path: Path) -> 
                 worker.send_signal(signal.SIGKILL)
                 killed = True
         time.sleep(0.05)
-    said, _ = process.communicate()
+    printed, _ = process.communicate()
     assert process.returncode == 1, "a failed run shows in the exit code"
     results = {r["name"]: r for r in compare.load(output)}
     assert results["diverges"]["status"] == "diverged"
@@ -330,7 +290,7 @@ def test_a_failure_is_a_result_and_the_rest_is_run(few: str, tmp_path: Path) -> 
     assert results["well"]["status"] == "ok"
     table = compare.table(output)
     assert table.loc["diverges", "failed"] == "1 diverged" and table.loc["well", "seeds"] == 1
-    assert "too large, seed 0: out of memory" in said
+    assert "too large, seed 0: out of memory" in printed
 
 
 @pytest.mark.parametrize("harm", ["truncated", "other schema", "not a result"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import time
 import tracemalloc
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import datasets
+import make_bad
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -34,27 +33,12 @@ def turn(role: Any, content: Any, **others: Any) -> dict[str, Any]:
 USER, REPLY = turn("user", "Where is my lamp?"), turn("assistant", "On its way.")
 
 
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, paths.DATA / "build" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make_bad = load_script("make_bad")
-
-
 def make_tokenizer(**changes: Any) -> PreTrainedTokenizerBase:
+    """Return a tokenizer of one's own, with some of its attributes changed."""
     made = AutoTokenizer.from_pretrained(paths.POCKET_MODEL)
     for name, value in changes.items():
         setattr(made, name, value)
     return made
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    """One tokenizer for all tests; none may change it."""
-    return make_tokenizer()
 
 
 def faults(report: Report, split: str = "train") -> dict[str, list[int]]:
@@ -146,16 +130,6 @@ def test_bad_dataset_after_load_dataset(bad: Path, tokenizer: Any, tmp_path: Pat
         assert faults(report)[code] == expected[code]
 
 
-def test_dropping_the_rows_named_leaves_a_sound_dataset(bad: Path, tokenizer: Any) -> None:
-    """What lesson 01 does: after the named rows are gone, the check must be silent."""
-    rows = [json.loads(line) for line in (bad / "bad.jsonl").read_text().splitlines()]
-    named = {n for rows in faults(check_bad(bad, "bad.jsonl", tokenizer)).values() for n in rows}
-    sound = [row for number, row in enumerate(rows) if number not in named]
-    assert len(sound) > 10
-    report = check(sound, tokenizer, num_labels=4)
-    assert report.ok and report.findings == ()
-
-
 # --- formats --------------------------------------------------------------------------------------
 
 TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
@@ -240,7 +214,6 @@ def test_prompts_keep_their_parts() -> None:
         ({"prompt": "Hi"}, "missing_column", "completion"),
         ({"completion": "Hi"}, "missing_column", "prompt"),
         ({"instruction": "Hi", "topic": "x"}, "missing_column", "output"),
-        ({"a": 1, "b": [2.0]}, "unknown_format", "'b'"),
         ({"text": "Hi", "role": "x", "parent_id": None}, "unknown_format", "parent_id"),
         ({}, "unknown_format", "without a column"),
     ],
@@ -321,24 +294,14 @@ def test_template_that_refuses_a_row() -> None:
     assert "who?" in find(report, "template_fails").example
 
 
-# fmt: off
-TOKENIZERS = [
-    # what is changed of the sound one, a row, and the finding
-    ({"chat_template": None}, {"messages": [USER, REPLY]}, "no_chat_template"),
-    ({"chat_template": None}, {"text": "a"}, None),  # needs none
-    ({"eos_token": None}, {"text": "a"}, "no_eos"),
-    ({"pad_token": "<|end|>"}, {"text": "a"}, "pad_is_eos"),
-    ({"pad_token": None}, {"text": "a"}, "pad_is_eos"),
-]
-# fmt: on
-
-
-@pytest.mark.parametrize(("changes", "row", "expected"), TOKENIZERS)
-def test_faults_of_the_tokenizer(changes: dict, row: dict, expected: str | None) -> None:
-    """SFTTrainer stops with an error far from the cause, or the model never learns to stop."""
-    report = check([row], make_tokenizer(**changes))
-    assert codes(report) == ({expected} if expected else set())
-    assert report.ok == (expected in (None, "pad_is_eos"))
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"chat_template": None}, set()), ({"pad_token": None}, {"pad_is_eos"})],
+)
+def test_what_text_needs_of_the_tokenizer(changes: dict, expected: set[str]) -> None:
+    """No chat template; without a pad token eos stands in. (book/bad_input.yaml has the rest.)"""
+    report = check([{"text": "a"}], make_tokenizer(**changes))
+    assert codes(report) == expected and report.ok
 
 
 def test_lengths_of_chats(tokenizer: Any) -> None:
@@ -552,47 +515,31 @@ def test_no_rows_and_one_row(tokenizer: Any) -> None:
     assert faults(nothing) == {} and codes(nothing) == {"empty_dataset"}
 
 
-# fmt: off
-CLOSED = [
-    ("/nowhere/train.jsonl", FileNotFoundError, "/nowhere/train.jsonl"),
-    ("train.parquet", FileNotFoundError, "hub id"),
-    ("some-owner/no-such-dataset", RuntimeError, "some-owner/no-such-dataset"),
-    (5, ValueError, "int"),
-    ({}, ValueError, "splits"),
-    (Path("pointer.parquet"), ValueError, "LFS"),  # the commonest broken download
-    (Path("pointer.jsonl.gz"), ValueError, "LFS"),
-    (Path("a.xlsx"), ValueError, r"\.jsonl"),
-    (Path("empty"), FileNotFoundError, "no data file"),
-]
-# fmt: on
-
-
-@pytest.mark.parametrize(("source", "error", "words"), CLOSED)
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        ("train.parquet", FileNotFoundError, "hub id"),
+        (5, ValueError, "int"),
+        (Path("pointer.parquet"), ValueError, "LFS"),  # the commonest broken download
+        (Path("pointer.jsonl.gz"), ValueError, "LFS"),
+    ],
+)
 def test_sources_that_cannot_be_opened(
     source: Any, error: type, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wrong path must not become a riddle about repository names."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    for name in ("pointer.parquet", "pointer.jsonl.gz", "a.xlsx"):
+    for name in ("pointer.parquet", "pointer.jsonl.gz"):
         Path(name).write_text("version https://git-lfs.github.com/spec/v1\n")
-    Path("empty").mkdir()
     with pytest.raises(error, match=words):
         check(source)
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"tokenizer": "gpt2"}, "AutoTokenizer"),  # the name of a model is an easy slip
-        *(({"max_length": length}, "max_length") for length in (0, -1, 1.5, "1024", True)),
-    ],
-)
-def test_arguments_of_another_kind(given: dict[str, Any], words: str) -> None:
-    """A max_length of 0 would report every row, and a string fail far from here."""
-    with pytest.raises(ValueError, match=words):
-        check([{"text": "a"}], **given)
+@pytest.mark.parametrize("length", [-1, 1.5, "1024", True])
+def test_a_wrong_length_is_refused(length: Any) -> None:
+    """One of -1 would report every row, and a string fail far from here."""
+    with pytest.raises(ValueError, match="max_length"):
+        check([{"text": "a"}], max_length=length)
 
 
 # --- odd rows -------------------------------------------------------------------------------------
@@ -663,18 +610,6 @@ def test_large_file_in_little_memory(tmp_path: Path) -> None:
 
 
 # --- the report -----------------------------------------------------------------------------------
-
-
-def test_dataset_text_shows_as_text() -> None:
-    """A row, a role or a column named <script> must not run in the reader's notebook."""
-    script = "<script>alert(1)</script>"
-    turns = [turn(script, f"\x1b[2J{script}")]
-    rows = [{"messages": turns, script: 1}, {"messages": script}]
-    for dataset in (rows, {script: rows}, [{script: 1}]):
-        report = check(dataset)
-        html = report._repr_html_()
-        assert "<script" not in html and "&lt;script&gt;" in html
-        assert "\x1b" not in html and "\x1b" not in str(report)
 
 
 def test_report_in_its_four_shapes() -> None:
@@ -748,20 +683,6 @@ def test_mappings_that_only_the_trainer_shows_to_be_needed(train: Any, tokenizer
     both = {"prompt": "Hi", "completion": " Hello", "text": "Hi Hello"}
     assert train([both], tokenizer).train_dataset[0]["labels"][-1] != tokenizer.eos_token_id
     assert check([chat]).mapping and check([both]).mapping
-
-
-def test_what_pad_equal_to_eos_does(train: Any) -> None:
-    """The finding's two claims: one collator still learns eos, the other masks it."""
-    from transformers import DataCollatorForLanguageModeling
-
-    tokenizer = make_tokenizer(pad_token="<|end|>")
-    eos = tokenizer.eos_token_id
-    trainer = train([{"text": "Hello"}], tokenizer)
-    row = {"input_ids": trainer.train_dataset[0]["input_ids"]}
-    assert row["input_ids"][-1] == eos
-    assert trainer.data_collator([row])["labels"][0, -1] == eos
-    masked = DataCollatorForLanguageModeling(tokenizer, mlm=False)([row])["labels"]
-    assert masked[0, -1] == -100
 
 
 # --- the course's own datasets --------------------------------------------------------------------

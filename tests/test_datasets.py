@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -102,28 +100,6 @@ def test_values_stand_in_the_message(tickets: dict[str, list[dict]]) -> None:
             record = json.loads(row["completion"])
             for field in ("name", "item", "colour", "day", "city"):
                 assert record[field] in message(row), (field, row)
-
-
-def test_vocabulary_is_rich(tickets: dict[str, list[dict]]) -> None:
-    """A narrow world gives a base that recites instead of reading."""
-    words = {
-        w
-        for rows in tickets.values()
-        for r in rows
-        for w in re.findall("[a-z]+", r["prompt"].lower())
-    }
-    assert len(words) >= 1500
-
-
-def test_the_forms_hold_the_same_rows(tickets: dict[str, list[dict]]) -> None:
-    """Lesson 01 compares the three forms, which makes sense only for the same rows."""
-    for split in SPLITS:
-        text = pd.read_csv(DATA / f"tickets/text/{split}.csv")["text"].tolist()
-        chats = pq.read_table(DATA / f"tickets/messages/{split}.parquet")["messages"].to_pylist()
-        for row, whole, chat in zip(tickets[split], text, chats, strict=True):
-            assert whole == row["prompt"] + row["completion"]
-            assert [turn["role"] for turn in chat] == ["user", "assistant"]
-            assert [turn["content"] for turn in chat] == [message(row), row["completion"].strip()]
 
 
 def test_other_tasks_agree_with_the_tickets(tickets: dict[str, list[dict]]) -> None:

@@ -5,22 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from course_utils.display import TokenMask, html_table, text_table
+from course_utils.display import TokenMask, text_table
 from course_utils.paths import POCKET_MODEL
 
 SCRIPT = "<script>alert(1)</script>"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(POCKET_MODEL)
-
-
-def test_tables_escape_every_cell() -> None:
-    """A row of a dataset that holds a script must show it, not run it."""
-    html = html_table([(SCRIPT, 1)], [SCRIPT, "n"], caption=SCRIPT)
-    assert "<script" not in html
-    assert html.count("&lt;script&gt;") == 3
 
 
 def test_text_tables_line_up() -> None:

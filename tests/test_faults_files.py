@@ -14,39 +14,24 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
 import pytest
-import torch
-from faults import HARMS, KILLS, QUIET
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from helpers import HARMS, MANY, QUIET
+from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import compare, data, paths
 from course_utils.files import write_whole
-from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+from course_utils.paths import COURSE_ROOT, DATA
 
 posix = pytest.mark.skipif(os.name != "posix", reason="kills and limits processes as POSIX does")
-few_and_many = pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=pytest.mark.long)])
 TICKETS = "tickets/prompt_completion/train.jsonl"
 BUILD = str(DATA / "build" / "make_datasets.py")
 RECORD = DATA / "results" / "comparison"
-
-
-@pytest.fixture(scope="module")
-def rng() -> random.Random:
-    """Moments to kill at; what is printed makes the same ones again."""
-    seed = random.randrange(10**6)
-    print(f"the moments come from random.Random({seed})")
-    return random.Random(seed)
 
 
 # Killed in the middle of it.
@@ -83,39 +68,6 @@ def test_a_file_is_whole_after_a_kill(tmp_path: Path, rng: random.Random) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"], "what a kill left is used up"
 
 
-def save_for_ever(model: PeftModel, folder: Path, value: float) -> None:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.fill_(value)
-    while True:
-        model.save_pretrained(folder)
-
-
-@pytest.fixture
-def base() -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
-
-
-@posix
-def test_an_adapter_is_whole_or_refused_after_a_kill(
-    base: PreTrainedModel, tmp_path: Path, rng: random.Random
-) -> None:
-    """Eight kills of a process that saves: all matrices are of one saving, or there is an error."""
-    adapted = get_peft_model(base, LoraConfig(r=64, target_modules="all-linear"))
-    whole = 0
-    for kill in range(8):
-        value = (kill + 1) / 32
-        killed_at_it(save_for_ever, adapted, tmp_path, value, after=rng.uniform(0.05, 0.3))
-        try:
-            matrices = load_file(tmp_path / "adapter_model.safetensors")
-        except Exception:  # FileNotFoundError, or a type that safetensors keeps to itself
-            continue
-        assert len({float(x) for m in matrices.values() for x in m.unique()}) == 1
-        whole += 1
-    assert whole > 1, "the kills came too early to show anything"
-
-
 def build(output: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, BUILD, "--output", str(output)], cwd=COURSE_ROOT)
 
@@ -134,9 +86,8 @@ def wait_until_it_writes(process: subprocess.Popen[bytes], folder: Path) -> None
 
 
 @posix
-@few_and_many
 def test_make_data_that_is_killed_leaves_no_file_cut_off(
-    kills: int, tmp_path: Path, rng: random.Random
+    tmp_path: Path, rng: random.Random
 ) -> None:
     """Each file is the old one or the new one; the next run makes them all."""
     process = build(tmp_path / "whole")
@@ -150,7 +101,7 @@ def test_make_data_that_is_killed_leaves_no_file_cut_off(
     for name in whole:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"old")
-    killed = 0
+    killed, kills = 0, 20 if MANY else 1
     for _ in range(10 * kills):  # some come too late
         shutil.rmtree(folder / ".making", ignore_errors=True)  # it is what is waited for
         process = build(folder)
@@ -168,27 +119,6 @@ def test_make_data_that_is_killed_leaves_no_file_cut_off(
     assert build(folder).wait() == 0
     assert made(folder) == whole
     assert not (folder / ".making").exists()
-
-
-def load_for_ever(cache: Path) -> None:
-    # The lock of progress bars is shared by forked processes: a kill must not leave it taken.
-    datasets.utils.tqdm.set_lock(threading.RLock())
-    datasets.config.HF_DATASETS_CACHE = cache
-    while True:
-        data.load("tickets", "train", form="messages")
-        shutil.rmtree(cache, ignore_errors=True)
-
-
-@posix
-@pytest.mark.long
-def test_a_cache_that_was_being_written_is_not_taken_for_a_dataset(
-    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`load_dataset` keeps what it has read; it is killed while it does."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    for _ in range(KILLS):
-        killed_at_it(load_for_ever, tmp_path, after=rng.uniform(0.05, 0.6))
-        assert data.load("tickets", "train", form="messages").num_rows == 1200
 
 
 # A disk that is full.
@@ -242,9 +172,9 @@ print(path.read_text(), [p.name for p in path.parent.iterdir()])
 def test_a_full_disk_keeps_what_was_there(way: str, tmp_path: Path) -> None:
     """And says which file could not be written; the error of the system names none."""
     folder = tmp_path / "full"
-    said, kept = script(full_disk(folder, way), WRITE, folder).splitlines()
-    assert said.startswith("True [Errno ") and NO_SPACE[way] in said
-    assert "old.json' cannot be written" in said and "Free some space" in said
+    printed, kept = script(full_disk(folder, way), WRITE, folder).splitlines()
+    assert printed.startswith("True [Errno ") and NO_SPACE[way] in printed
+    assert "old.json' cannot be written" in printed and "Free some space" in printed
     assert kept == "old ['old.json']", "the old file, and nothing half written next to it"
 
 
@@ -264,47 +194,10 @@ print([(str(p.relative_to(folder)), p.read_text()) for p in folder.rglob("*") if
 @both_ways
 def test_make_data_on_a_full_disk_leaves_the_old_files(way: str, tmp_path: Path) -> None:
     folder = tmp_path / "full"
-    said, kept = script(full_disk(folder, way), MAKE, folder, BUILD).splitlines()
-    assert said.startswith("1 ") and NO_SPACE[way] in said
-    assert "Free some space" in said
+    printed, kept = script(full_disk(folder, way), MAKE, folder, BUILD).splitlines()
+    assert printed.startswith("1 ") and NO_SPACE[way] in printed
+    assert "Free some space" in printed
     assert kept == "[('tickets/text/train.csv', 'old')]"
-
-
-TRAIN = """
-import sys
-from course_utils import data, models
-from peft import LoraConfig
-from trl import SFTConfig, SFTTrainer
-
-def trainer():
-    config = SFTConfig(
-        sys.argv[1], max_steps=2, save_steps=1, per_device_train_batch_size=2, use_cpu=True,
-        bf16=False, report_to="none", disable_tqdm=True,
-    )
-    rows = data.load("tickets", "train").select(range(4))
-    lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    return SFTTrainer(models.base_model().path, config, train_dataset=rows, peft_config=lora)
-
-for resume in (False, True):
-    one = trainer()
-    try:
-        one.train(resume_from_checkpoint=resume)
-        print("trained")
-    except Exception as error:
-        print(one.state.global_step, type(error).__name__, " ".join(str(error).split()))
-"""
-
-
-@pytest.mark.long
-@posix
-@both_ways
-def test_a_checkpoint_for_which_there_is_no_room_is_not_resumed(way: str, tmp_path: Path) -> None:
-    """The training ends with an error, and what it left is not taken for a checkpoint."""
-    folder = tmp_path / "full"
-    lines = script(full_disk(folder, way), TRAIN, folder).splitlines()
-    saving, resuming = [line for line in lines if not line.startswith("{")]
-    assert saving.startswith("1 "), "it should fail when it saves, after the first step"
-    assert resuming.startswith("0 "), "it should not go on from what is not whole"
 
 
 # Files that are broken.
@@ -352,39 +245,3 @@ def trainer(folder: Path, base: str, **arguments: object) -> SFTTrainer:
     rows = data.load("tickets", "train").select(range(2))
     lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
     return SFTTrainer(base, config, train_dataset=rows, peft_config=lora)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    trainer(folder, str(POCKET_MODEL)).train()
-    return folder / "checkpoint-1"
-
-
-@pytest.mark.parametrize(
-    "name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"]
-)
-def test_a_checkpoint_that_is_broken_is_refused(name: str, trained: Path, tmp_path: Path) -> None:
-    """Whatever part of it: no step is made from it. (Zeros in weights look like weights.)"""
-    for harm in ("empty", "cut in half", "other bytes at its start"):
-        checkpoint = tmp_path / harm / "checkpoint-1"
-        shutil.copytree(trained, checkpoint)
-        file = checkpoint / name
-        file.write_bytes(HARMS[harm](file.read_bytes()))
-        one = trainer(tmp_path / harm, str(POCKET_MODEL))
-        with pytest.raises(Exception):  # noqa: B017 (of many kinds; an empty .pt says nothing more)
-            one.train(resume_from_checkpoint=True)
-        assert len(list((tmp_path / harm).glob("checkpoint-*"))) == 1, "it trained on"
-
-
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-def test_an_adapter_that_is_broken_is_refused(
-    name: str, base: PreTrainedModel, trained: Path, tmp_path: Path
-) -> None:
-    for harm in ("empty", "cut to its first bytes", "cut in half", "other bytes at its start"):
-        folder = tmp_path / harm
-        shutil.copytree(trained, folder)
-        (folder / name).write_bytes(HARMS[harm]((folder / name).read_bytes()))
-        with pytest.raises(Exception) as raised:
-            PeftModel.from_pretrained(base, folder)
-        assert str(raised.value), f"{harm}: the error says nothing"

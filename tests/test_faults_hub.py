@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import QuietHandler, python, served
 
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
 
@@ -21,80 +19,50 @@ COMMIT = "0" * 40
 ALWAYS = 10**6
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(QuietHandler):
     """Serves the pocket model; of a file in `server.drops` only the first half, so many times."""
 
     protocol_version = "HTTP/1.1"
 
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
     def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
         name = self.path.partition("?")[0].rpartition("/")[2]
         file = POCKET_MODEL / name
         if "/resolve/" not in self.path or not file.is_file():
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(404, X_Error_Code="EntryNotFound")
             return
         content = file.read_bytes()
-        wanted = self.headers.get("Range", "")
-        start = int(wanted.removeprefix("bytes=").partition("-")[0] or 0) if wanted else 0
-        self.send_response(206 if wanted else 200)
-        if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        if not body:
-            return
-        rest = content[start:]
-        if self.server.drops.get(name, 0) > 0:
+        asked = self.headers.get("Range", "")
+        start = int(asked.removeprefix("bytes=").partition("-")[0] or 0) if asked else 0
+        headers = {"Accept_Ranges": "bytes", "X_Repo_Commit": COMMIT}
+        headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+        if asked:
+            headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        cut = self.command == "GET" and self.server.drops.get(name, 0) > 0
+        if cut:
             self.server.drops[name] -= 1
-            rest = rest[: len(rest) // 2]
             self.close_connection = True
-        self.wfile.write(rest)
+        self.answer(206 if asked else 200, content[start:], cut=cut, **headers)
 
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
+    do_HEAD = do_GET
 
 
 @pytest.fixture
 def hub() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.drops = {}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with served(Hub) as (_, server):
+        server.drops = {}
+        yield server
 
 
 def call(
     hub: ThreadingHTTPServer, cache: Path, *command: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with the server as the hub, which its client is told before it is imported."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     variables = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HOME": str(cache),
-        "NO_PROXY": "127.0.0.1",
-        "TQDM_DISABLE": "1",
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "", "HF_TOKEN": "", "NO_PROXY": "127.0.0.1", "TQDM_DISABLE": "1",
         "HF_HUB_DISABLE_XET": "1",
-    }
-    return subprocess.run(
-        [sys.executable, *command],
-        env=kept | variables | more,
-        cwd=COURSE_ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    }  # fmt: skip
+    return python(*command, **variables | more)
 
 
 def whole_files(cache: Path) -> dict[str, bool]:
@@ -143,9 +111,8 @@ def load(hub: ThreadingHTTPServer, cache: Path) -> dict[str, object]:
 def test_weights_that_break_off_are_not_taken_for_whole(hub, tmp_path: Path) -> None:
     """Once is made good by the client itself; for ever is an error, and then it goes on."""
     hub.drops["model.safetensors"] = ALWAYS
-    said = load(hub, tmp_path)
-    assert "error" in said, said
-    print(said)
+    found = load(hub, tmp_path)
+    assert "error" in found, found
     assert "model.safetensors" not in whole_files(tmp_path)
     assert all(whole_files(tmp_path).values())
     hub.drops["model.safetensors"] = 1

@@ -12,7 +12,7 @@ import os
 import nbformat
 import pytest
 import run_lessons
-from faults import MANY, QUIET, SECOND_ADAPTER
+from helpers import MANY, QUIET, SECOND_ADAPTER
 from nbclient import NotebookClient
 
 pytestmark = pytest.mark.long

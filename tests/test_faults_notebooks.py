@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from faults import SECOND_ADAPTER, Kernel, code_cells, kernel
+from helpers import SECOND_ADAPTER, Kernel, code_cells, kernel
 
 from course_utils.paths import COURSE_ROOT
 
@@ -55,7 +55,11 @@ def test_interrupted_and_run_again_lesson_00_goes_on(lesson_kernel: Kernel) -> N
     cells = code_cells("00")
     (training,) = [i for i, source in enumerate(cells) if "trainer.train()" in source]
     (loaded,) = [i for i, source in enumerate(cells) if source.startswith("tickets = ")]
-    before = [i for i, source in enumerate(cells) if "before" in source and i < training]
+    before = [
+        i
+        for i, source in enumerate(cells[:training])
+        if source.startswith("base = ") or "before" in source
+    ]
     for i, source in enumerate(cells[:training]):
         lesson_kernel.well(source)
         if i == loaded:
@@ -70,7 +74,7 @@ def test_interrupted_and_run_again_lesson_00_goes_on(lesson_kernel: Kernel) -> N
     assert "(step 5)" in again.text, "it should begin again at the first step"
     for source in cells[training + 1 :]:
         lesson_kernel.well(source)
-    for i in before:  # their assert holds for the base model alone
+    for i in before:  # the model is loaded again, and their claims hold for it alone
         lesson_kernel.well(cells[i])
 
     lesson_kernel.restart()

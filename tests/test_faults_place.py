@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import QUIET, code_cells, copy_course, everything, kernel
+from helpers import QUIET, code_cells, copy_course, everything, kernel
 
 from course_utils import compare
 
@@ -70,16 +70,6 @@ def test_the_commands_work_in_an_odd_folder(course: Path, tmp_path: Path) -> Non
     assert everything(course) == before, "no command should write in the course's folder"
 
 
-def test_python_without_utf_8_says_what_it_finds(course: Path) -> None:
-    """What LC_ALL=C was before Python 3.7, and is still with these variables: ASCII."""
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    plain = course.parent / "plain"
-    plain.symlink_to(course)
-    done = run(plain, "check", "data/bad/bad.jsonl", **ascii_only)
-    assert done.returncode == 1 and not done.stderr, done.stderr
-    assert "�" in done.stdout
-
-
 def test_a_comparison_and_its_dates_in_an_odd_folder(course: Path, tmp_path: Path) -> None:
     """The worker is a process of its own; the date is in UTC wherever the machine is."""
     rows = course.parent / "Daten – 資料 [1]"
@@ -97,11 +87,11 @@ def test_a_comparison_and_its_dates_in_an_odd_folder(course: Path, tmp_path: Pat
     file = course.parent / "experiments – 実験.json"
     file.write_text(json.dumps({"experiments": [experiment]}), encoding="utf-8")
     output = tmp_path / "Ergebnisse 結果"
-    said = works(course, "compare", str(file), "--seeds", "1", "--output", str(output), **ODD)
+    printed = works(course, "compare", str(file), "--seeds", "1", "--output", str(output), **ODD)
     (result,) = (json.loads(p.read_text(encoding="utf-8")) for p in output.glob("*.json"))
     assert result["status"] == "ok", result
     assert result["date"].endswith("+00:00")
-    assert experiment["name"] in said and output.name in said
+    assert experiment["name"] in printed and output.name in printed
 
 
 @pytest.mark.long

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import gpu_memory
 import gpu_speed
 import pytest
 import torch
+from helpers import python
 
 from course_utils.paths import COURSE_ROOT, DATA
 
@@ -23,22 +23,8 @@ SCRIPT = COURSE_ROOT / "benchmarks" / "gpu_speed.py"
 def test_its_code_runs_without_a_gpu(tmp_path: Path) -> None:
     """Breaks if the script, which is rarely run, no longer fits the libraries: both recipes."""
     numbers = ["--steps", "1", "--rows", "24", "--length", "64"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            SCRIPT,
-            "--shape",
-            "pocket",
-            "--device",
-            "cpu",
-            *numbers,
-            "--out",
-            tmp_path,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    options = ["--shape", "pocket", "--device", "cpu", *numbers, "--out", tmp_path]
+    done = python(SCRIPT, *options, check=True)
     result = json.loads((tmp_path / "gpu_speed.json").read_text())
     assert [(case["method"], case["recipe"]) for case in result["cases"]] == [
         (method, recipe)
@@ -107,7 +93,7 @@ def test_a_gpu_is_known_by_its_whole_name(name: str, peak: float | None) -> None
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_the_recommended_recipe_is_five_times_as_fast(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, SCRIPT, "--shape", "1B", "--out", tmp_path], check=True)
+    python(SCRIPT, "--shape", "1B", "--out", tmp_path, check=True)
     cases = json.loads((tmp_path / "gpu_speed.json").read_text())["cases"]
     assert len(cases) == 6
     assert_five_times_as_fast(cases)

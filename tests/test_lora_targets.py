@@ -10,12 +10,7 @@ import pytest
 import sweep_targets
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-)
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from course_utils import configs, hardware
 from course_utils.paths import CONFIGS, POCKET_MODEL, POCKET_T5
@@ -28,19 +23,10 @@ PATTERNS = pytest.mark.filterwarnings(
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 128}
 MOE = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 128}
 DEEPSEEK = {
-    **MOE,
-    "moe_intermediate_size": 64,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 32,
-    "qk_rope_head_dim": 16,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 32,
-    "first_k_dense_replace": 1,
-}
+    **MOE, "moe_intermediate_size": 64, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16, "v_head_dim": 32, "first_k_dense_replace": 1,
+}  # fmt: skip
 
 
 def small(kind: str, **sizes: object) -> PreTrainedModel:
@@ -128,11 +114,8 @@ def test_gpt2_has_conv1d_and_one_name_twice() -> None:
     assert "query, key and value in one matrix" in table["c_attn"].note
     assert "wte" in table["lm_head"].note  # the two share their weight
     assert lora_targets.suggest(model, "attention")["target_modules"] == ["c_attn", "attn.c_proj"]
-    assert lora_targets.suggest(model, "all-linear")["target_modules"] == [
-        "c_attn",
-        "c_proj",
-        "c_fc",
-    ]
+    all_linear = lora_targets.suggest(model, "all-linear")
+    assert all_linear["target_modules"] == ["c_attn", "c_proj", "c_fc"]
 
 
 def test_phi3_is_fused() -> None:
@@ -363,13 +346,6 @@ def test_a_string_is_a_regular_expression() -> None:
     assert (everything.ok, everything.layers) == (True, 28)
 
 
-def test_what_holds_layers_is_no_layer() -> None:
-    """peft raises on the name of a block."""
-    check = lora_targets.check_targets(POCKET_MODEL, ["q_proj", "self_attn"])
-    assert "LlamaAttention" in check.names[1].problem
-    assert "cannot adapt" in check.error
-
-
 @pytest.mark.parametrize(
     "names, words",
     [
@@ -386,13 +362,9 @@ def test_bad_names(names: object, words: str) -> None:
         lora_targets.check_targets(POCKET_MODEL, names)
 
 
-def test_bad_models_ranks_and_kinds() -> None:
+def test_bad_models() -> None:
     """Each says what to do."""
     model = configs.build_empty(configs.load_config(POCKET_MODEL))
-    with pytest.raises(ValueError, match="rank is a whole number"):
-        lora_targets.discover(model, r=0)
-    with pytest.raises(ValueError, match=r"has: embedding, attention, MLP, head, all-linear"):
-        lora_targets.suggest(model, "vision")
     with pytest.raises(ValueError, match="no layer that LoRA can adapt"):
         lora_targets.discover(torch.nn.Sequential(torch.nn.LayerNorm(4)))
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
@@ -408,21 +380,12 @@ def test_plain_modules_of_torch() -> None:
     assert table.parameters == sum(p.numel() for p in net.parameters())
 
 
-def test_tables_are_plain_and_safe() -> None:
-    """As text, HTML, JSON and DataFrame; what comes from a model is escaped."""
-    net = torch.nn.ModuleDict({"<b>x</b>": torch.nn.Linear(4, 8)})
-    assert "<b>x" not in lora_targets.discover(net)._repr_html_()
-    assert "<b>x" not in lora_targets.check_targets(net, ["<b>y</b>"])._repr_html_()
-    assert "<b>x" not in lora_targets.suggest(net, "other")._repr_html_()
+def test_tables_are_plain() -> None:
+    """As text, JSON and DataFrame. (test_security.py has HTML.)"""
     table = lora_targets.discover(POCKET_MODEL)
     assert json.loads(json.dumps(table.to_dict()))["targets"][1]["name"] == "q_proj"
-    frame = table.to_frame()
-    assert (
-        frame["parameters"].sum()
-        - frame.query("name == 'lm_head'")["parameters"].item()
-        + sum(rest.parameters for rest in table.rest)
-        == table.parameters
-    )
+    parameters = table.to_frame().set_index("name")["parameters"].drop("lm_head")  # it is tied
+    assert parameters.sum() + sum(rest.parameters for rest in table.rest) == table.parameters
     assert "q_proj" in str(table)
     with pytest.raises(KeyError, match="Targets: embed_tokens"):
         table["nothing"]
@@ -439,14 +402,7 @@ def test_every_shipped_config_can_be_targeted() -> None:
 
 
 def test_configs_that_are_none(tmp_path: Path) -> None:
-    """A wrong path, a folder without one, an adapter, broken JSON, code to run, another file."""
-    with pytest.raises(FileNotFoundError, match=r"does not exist\. Allowed are .*llama-3.1-8b"):
-        configs.load_config(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="holds nothing"):
-        configs.load_config(tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="base_model_name_or_path"):
-        configs.load_config(tmp_path)
+    """Broken JSON, code to run, another file; book/bad_input.yaml has missing files, adapters."""
     for text in ("{", "[]", '{"model_type": "nonsense"}', '{"auto_map": {"AutoConfig": "x.Y"}}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match="cannot be read as a model's config"):
@@ -457,15 +413,6 @@ def test_configs_that_are_none(tmp_path: Path) -> None:
     for given in (None, 3, " "):
         with pytest.raises(ValueError, match="was given as a model"):
             configs.load_config(given)
-
-
-def test_the_hub_is_asked_and_cannot_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a network, or with a name that no repository can have."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="nor a name that the hub allows"):
-        configs.load_config("my model!")
-    with pytest.raises(RuntimeError, match="could not be fetched"):
-        configs.load_config("someone/nothing-of-this-name")
 
 
 def test_configs_that_describe_no_model() -> None:

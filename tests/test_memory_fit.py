@@ -15,16 +15,17 @@ from course_utils.paths import POCKET_MODEL
 from preflight.memory_plan import (
     GPU,
     GPUS,
-    GPUTable,
+    GPUFit,
     Overhead,
     find_gpu,
     fit_gpus,
+    gpu_table,
     largest,
     predict,
     sharded,
     units,
 )
-from preflight.memory_plan.layers import layers_of
+from preflight.memory_plan.simulate import layers_of
 
 GIB = 2**30
 # As their publishers give them: data/configs/README.md says where each is from.
@@ -40,8 +41,14 @@ PUBLISHED = {
     "qwen3-0.6b": 596_049_920,
     "qwen3-8b": 8_190_735_360,
 }
+BARE = Overhead(0, 0)
 # A step of the pocket model, small enough to be simulated often.
 POCKET = {"model": str(POCKET_MODEL), "method": "lora", "batch_size": 2, "length": 128}
+
+
+def first_row(method: str, gpu: object = 24, **options: object) -> GPUFit:
+    """Return the first row of the table of what fits, for the pocket model."""
+    return fit_gpus(POCKET["model"], gpu, method, **options).rows[0]
 
 
 def gpu_with(size: float) -> GPU:
@@ -105,7 +112,7 @@ def test_the_gpu_table_is_sound() -> None:
         assert "20" in gpu.source
     assert not find_gpu("T4").bf16
     assert find_gpu("L4").bf16
-    text = str(GPUTable())
+    text = gpu_table()
     assert all(gpu.name in text for gpu in GPUS)
 
 
@@ -135,9 +142,9 @@ def test_largest_stays_below_its_end_whatever_is_known() -> None:
 @pytest.mark.long
 def test_a_plan_with_a_larger_batch_or_length_than_usual() -> None:
     """Its largest batch is the plan's at least where the plan fits; its length the context."""
-    wide = fit_gpus(str(POCKET_MODEL), 24, "lora", length=8, batch_size=2048, limits=True).rows[0]
+    wide = first_row("lora", length=8, batch_size=2048, limits=True)
     assert wide.fits and wide.largest_batch >= 2048
-    long = fit_gpus(str(POCKET_MODEL), 24, "lora", length=1024, limits=True).rows[0]
+    long = first_row("lora", length=1024, limits=True)
     assert long.largest_length == 512
 
 
@@ -152,32 +159,19 @@ def test_largest_learns_from_earlier_searches() -> None:
 
 def test_the_overhead_is_its_own_line() -> None:
     """What is not simulated is shown, and can be set."""
-    roomy = fit_gpus(POCKET["model"], 24, "lora", length=128).rows[0]
+    roomy = first_row("lora", length=128)
     assert roomy.overhead == GIB + int(0.05 * roomy.memory.peak)
     assert roomy.needed == roomy.memory.peak + roomy.overhead
-    bare = fit_gpus(POCKET["model"], 24, "lora", length=128, overhead=Overhead(0, 0)).rows[0]
+    bare = first_row("lora", length=128, overhead=BARE)
     assert bare.needed == bare.memory.peak == roomy.memory.peak
-    with pytest.raises(ValueError, match="below 0"):
-        Overhead(-1.0)
-
-
-def test_more_needs_more() -> None:
-    """More rows, longer rows, no checkpointing, full fine-tuning: none is for free."""
-    base = predict(**POCKET).peak
-    assert predict(**{**POCKET, "batch_size": 4}).peak > base
-    assert predict(**{**POCKET, "length": 256}).peak > base
-    assert predict(**POCKET, gradient_checkpointing=False).peak > base
-    assert predict(**{**POCKET, "method": "full"}).peak > base
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_the_limits_are_what_predict_says(method: str) -> None:
     """At the answer it fits; one row, or 64 tokens, above it does not."""
     plan = {**POCKET, "method": method}
-    model, options = plan["model"], {k: v for k, v in plan.items() if k not in ("model", "method")}
     gpu = gpu_with(3.5 * predict(**plan).peak)
-    bare = Overhead(0, 0)
-    row = fit_gpus(model, gpu, method, overhead=bare, limits=True, **options).rows[0]
+    row = first_row(method, gpu, overhead=BARE, limits=True, batch_size=2, length=128)
     assert row.fits
     batch, length = row.largest_batch, row.largest_length
     assert batch > plan["batch_size"]
@@ -185,28 +179,26 @@ def test_the_limits_are_what_predict_says(method: str) -> None:
     assert predict(**{**plan, "batch_size": batch + 1}).peak > gpu.bytes
     assert length % 64 == 0
     assert predict(**{**plan, "length": length}).peak <= gpu.bytes
-    context = configs.load_config(model).max_position_embeddings
+    context = configs.load_config(POCKET_MODEL).max_position_embeddings
     assert length == context or predict(**{**plan, "length": length + 64}).peak > gpu.bytes
 
 
 def test_a_gpu_too_small_for_anything() -> None:
     """0, not an error: nothing fits."""
-    row = fit_gpus(POCKET["model"], 0.5, "full", limits=True, advice=True).rows[0]
+    row = first_row("full", 0.5, limits=True, advice=True)
     assert (row.fits, row.largest_batch, row.largest_length) == (False, 0, 0)
     assert row.changes == ()
 
 
 def test_the_first_change_makes_it_fit() -> None:
     """Its saving is the difference of two predictions, and the plan with it is checked."""
-    plan = {**POCKET, "batch_size": 1, "length": 512, "gradient_checkpointing": False}
-    without, with_it = (
-        predict(**plan).peak,
-        predict(**{**plan, "gradient_checkpointing": True}).peak,
+    plan = {"batch_size": 1, "length": 512}
+    with_it, without = (
+        predict(POCKET_MODEL, "lora", **plan, gradient_checkpointing=one).peak
+        for one in (True, False)
     )
     gpu = gpu_with((without + with_it) / 2)
-    options = {k: plan[k] for k in ("batch_size", "length", "gradient_checkpointing")}
-    bare = Overhead(0, 0)
-    row = fit_gpus(plan["model"], gpu, "lora", overhead=bare, advice=True, **options).rows[0]
+    row = first_row("lora", gpu, overhead=BARE, advice=True, **plan, gradient_checkpointing=False)
     assert not row.fits
     (change,) = row.changes
     assert change.name == "gradient checkpointing"
@@ -220,12 +212,11 @@ def test_the_first_change_makes_it_fit() -> None:
 def test_the_advice_for_8_bits_has_a_quantization_of_its_own() -> None:
     """An 8-bit config that goes on into QLoRA is refused there, and with it the whole answer."""
     eight = BitsAndBytesConfig(load_in_8bit=True)
-    bare = Overhead(0, 0)
     sizes = {"batch_size": 1, "length": 256}
     peaks = [predict(POCKET["model"], method, **sizes).peak for method in ("int8", "qlora")]
     gpu = GPU("test", sum(peaks) / 2 / GIB, cuda=False)
     options = sizes | {"quantization_config": eight}
-    row = fit_gpus(POCKET["model"], gpu, "int8", overhead=bare, advice=True, **options).rows[0]
+    row = first_row("int8", gpu, overhead=BARE, advice=True, **options)
     assert not row.fits
     assert [change.name for change in row.changes] == ["QLoRA"]
     assert row.changes[0].saving == peaks[0] - peaks[1] > 0
@@ -233,13 +224,10 @@ def test_the_advice_for_8_bits_has_a_quantization_of_its_own() -> None:
 
 def test_several_changes_where_one_is_not_enough() -> None:
     """Each is needed, their savings add up, and the last one makes it fit."""
-    plan = {**POCKET, "batch_size": 8, "length": 256, "gradient_checkpointing": False}
-    both = {**plan, "gradient_checkpointing": True, "batch_size": 1}
-    one = predict(**both).peak
-    options = {k: plan[k] for k in ("batch_size", "length", "gradient_checkpointing")}
-    gpu = GPU("test", 1.02 * one / GIB, cuda=False)
-    bare = Overhead(0, 0)
-    row = fit_gpus(plan["model"], gpu, "lora", overhead=bare, advice=True, **options).rows[0]
+    both = predict(POCKET_MODEL, "lora", batch_size=1, length=256).peak
+    gpu = GPU("test", 1.02 * both / GIB, cuda=False)
+    options = {"batch_size": 8, "length": 256, "gradient_checkpointing": False}
+    row = first_row("lora", gpu, overhead=BARE, advice=True, **options)
     assert len(row.changes) > 1
     assert [c.fits for c in row.changes] == [False] * (len(row.changes) - 1) + [True]
     assert row.memory.peak - sum(c.saving for c in row.changes) <= gpu.bytes
@@ -279,26 +267,11 @@ def test_experts_that_are_not_quantized_are_named() -> None:
     assert fit_gpus("qwen3-0.6b", "T4", "qlora", length=64).unquantized == 0
 
 
-@pytest.mark.parametrize(
-    "gpus, methods, words",
-    [
-        ("T400", "lora", "T400"),
-        ("T4", "lorra", "lorra"),
-        ([], "lora", "at least"),
-        ("T4", [], "at"),
-    ],
-)
-def test_bad_plans_are_refused(gpus: object, methods: object, words: str) -> None:
-    """The message says what was given."""
-    with pytest.raises(ValueError, match=words):
+@pytest.mark.parametrize("gpus, methods", [([], "lora"), ("T4", [])])
+def test_a_plan_without_a_gpu_or_a_method_is_refused(gpus: object, methods: object) -> None:
+    """A wrong name of one is in book/bad_input.yaml."""
+    with pytest.raises(ValueError, match="at least"):
         fit_gpus(POCKET["model"], gpus, methods)
-
-
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"length": -1}, {"shards": 0}])
-def test_bad_sizes_are_refused(options: dict[str, int]) -> None:
-    """Before anything is simulated for long."""
-    with pytest.raises(ValueError, match=r"Allowed|has to|must"):
-        fit_gpus(POCKET["model"], "T4", "lora", **options)
 
 
 def test_units_are_all_of_the_model() -> None:

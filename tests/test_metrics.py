@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_utils import metrics
@@ -17,16 +18,6 @@ TEXTS = [
     "Order 12 was placed on Monday by Otto: one red kettle, to be sent to York.",
     "Hi.",
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(POCKET_MODEL)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
 
 
 def test_exact_match_ignores_outer_spaces_only() -> None:
@@ -45,16 +36,16 @@ def test_unequal_or_empty_lists_are_refused(predictions: list[str], references: 
 def test_field_accuracy_counts_each_field() -> None:
     """Invalid JSON, a missing field and a wrong value are all errors, of the right field."""
     truth = ['{"a": "1", "b": null}'] * 4
-    said = ['{"a": "1", "b": null}', '{"a": "2"}', '{"a": "1"', "[1]"]
-    accuracy = metrics.field_accuracy(said, truth)
+    given = ['{"a": "1", "b": null}', '{"a": "2"}', '{"a": "1"', "[1]"]
+    accuracy = metrics.field_accuracy(given, truth)
     assert accuracy.to_dict() == {"a": 0.25, "b": 0.25}
 
 
 def test_true_is_not_one() -> None:
     """Python takes them for equal, JSON does not; 1 and 1.0 are one number to both."""
     truth = ['{"urgent": true, "count": 1}'] * 3
-    said = ['{"urgent": 1, "count": true}', '{"urgent": true, "count": 1.0}', '{"urgent": false}']
-    assert metrics.field_accuracy(said, truth).to_dict() == pytest.approx(
+    given = ['{"urgent": 1, "count": true}', '{"urgent": true, "count": 1.0}', '{"urgent": false}']
+    assert metrics.field_accuracy(given, truth).to_dict() == pytest.approx(
         {"urgent": 1 / 3, "count": 1 / 3}
     )
 
@@ -136,6 +127,20 @@ def test_generate_equals_one_by_one(model, tokenizer) -> None:
         for p in prompts
     ]
     assert together == alone
+
+
+def test_generate_puts_no_second_beginning_before_a_template(model) -> None:
+    """Llama 3's tokenizer adds a token of the beginning, and its chat template writes one."""
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+    begin = tokenizer.convert_ids_to_tokens(0)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 0)]
+    )
+    options = {"max_new_tokens": 6, "progress": False}
+    by_tokenizer = metrics.generate(model, tokenizer, TEXTS, **options)
+    written = [begin + text for text in TEXTS]
+    by_template = metrics.generate(model, tokenizer, written, add_special_tokens=False, **options)
+    assert by_template == by_tokenizer
 
 
 def test_generate_refuses_what_it_cannot_do(model) -> None:

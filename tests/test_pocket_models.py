@@ -8,20 +8,10 @@ import pretrain
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from course_utils import data, metrics
 from course_utils.paths import POCKET_MODEL, POCKET_T5
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(POCKET_MODEL)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
 
 
 def test_shape_of_the_llama(model) -> None:
@@ -41,10 +31,9 @@ def test_shape_of_the_llama(model) -> None:
 
 @pytest.mark.parametrize("folder", [POCKET_MODEL, POCKET_T5], ids=lambda folder: folder.name)
 def test_files_are_small_16_bit_safetensors(folder) -> None:
-    """A clone must stay small, and nothing may be unpickled."""
+    """A clone must stay small."""
     (weights,) = folder.glob("*.safetensors")
     assert weights.stat().st_size < 16e6
-    assert not [*folder.glob("*.bin"), *folder.glob("*.pt")]
     with safe_open(weights, "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
 
@@ -71,21 +60,13 @@ def test_chat_template_marks_what_the_assistant_says(tokenizer) -> None:
     assert tokenizer.decode(marked) == "Good day<|end|>"
 
 
-def test_the_base_model_cannot_do_the_task(model, tokenizer) -> None:
-    """If the base could do it, no lesson would show that fine-tuning helps."""
-    rows = data.load("tickets", "test", form="prompt-completion").select(range(100, 160))
-    answers = metrics.generate(model, tokenizer, rows["prompt"], progress=False)
-    assert metrics.exact_match(answers, [text.strip() for text in rows["completion"]]) <= 0.05
-
-
 def test_the_base_model_copies_from_its_context(model, tokenizer) -> None:
     """Fluent but unable to copy, a base cannot be tuned to the task."""
     rows = data.load("qa", "test").select(range(50))
     prompts = [f"Message: {r['context']}\nQuestion: {r['question']}\nAnswer:" for r in rows]
-    said = [
-        a.split("\n")[0] for a in metrics.generate(model, tokenizer, prompts, 16, progress=False)
-    ]
-    assert metrics.exact_match(said, [row["answers"]["text"][0] for row in rows]) > 0.6
+    texts = metrics.generate(model, tokenizer, prompts, 16, progress=False)
+    answers = [text.split("\n")[0] for text in texts]
+    assert metrics.exact_match(answers, [row["answers"]["text"][0] for row in rows]) > 0.6
 
 
 def test_the_encoder_decoder_copies_from_its_input() -> None:

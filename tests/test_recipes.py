@@ -79,7 +79,7 @@ def test_speed_grows_with_gpus_and_their_use() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "words"),
     [
         (lambda: flops_per_token("llama-3.2-1b", "lorra"), "full, lora, qlora"),
         (lambda: flops_per_token("llama-3.2-1b", length=0), "from 1 on"),
@@ -89,12 +89,6 @@ def test_speed_grows_with_gpus_and_their_use() -> None:
         (lambda: tokens_per_second(1e9, "RTX 4090"), "L40S"),
     ],
 )
-def test_what_is_wrong_is_said(call, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_wrong_is_named(call, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         call()
-
-
-def test_the_recipe_says_nothing_of_a_machine() -> None:
-    """Paths and devices of whoever wrote it would end up on every other machine."""
-    for path in RECIPES.glob("*.yaml"):
-        assert not re.search(r"^\s*\S+: /|/home/|/root/|cuda:", path.read_text(), flags=re.M), path

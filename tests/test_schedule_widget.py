@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from html import unescape
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.data import Dataset
+from datasets import Dataset
+from helpers import CALM
+from helpers import shown_text as text
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
 from course_utils import plots, widgets
@@ -20,28 +19,13 @@ TINY = LlamaConfig(
 )
 
 
-class Rows(Dataset):
-    """A few rows of tokens."""
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": torch.arange(4) + 1, "labels": torch.arange(4) + 1}
-
-
-def text(html: str) -> str:
-    """Return HTML as the reader sees it."""
-    return unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html)))
-
-
 def logged_rates(folder: Path, **arguments: object) -> list[float]:
     """Return the learning rates that a real training logs."""
     args = TrainingArguments(
-        output_dir=str(folder), logging_steps=1, report_to="none", save_strategy="no",
-        disable_tqdm=True, use_cpu=True, per_device_train_batch_size=2, **arguments,
-    )  # fmt: skip
-    trainer = Trainer(LlamaForCausalLM(TINY), args, train_dataset=Rows())
+        output_dir=str(folder), logging_steps=1, per_device_train_batch_size=2, **CALM, **arguments
+    )
+    rows = Dataset.from_dict({"input_ids": [[1, 2, 3, 4]] * 12, "labels": [[1, 2, 3, 4]] * 12})
+    trainer = Trainer(LlamaForCausalLM(TINY), args, train_dataset=rows)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
@@ -93,7 +77,7 @@ def test_the_code_makes_the_same_arguments(name, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         ({"lr_scheduler_type": "cosin"}, "no such schedule.*cosine_with_restarts"),
         ({"lr_scheduler_type": "greedy"}, "follows the evaluation loss"),
@@ -108,9 +92,9 @@ def test_the_code_makes_the_same_arguments(name, tmp_path) -> None:
         ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
     ],
 )
-def test_bad_arguments_are_refused_with_what_is_allowed(arguments, said) -> None:
+def test_bad_arguments_are_refused_with_what_is_allowed(arguments, words) -> None:
     """A learner moves every slider to its end."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=words):
         widgets.schedule_summary(**arguments)
 
 

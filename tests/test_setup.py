@@ -13,12 +13,13 @@ from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 
+import house
 import nbformat
 import publish_as
 import pytest
-import readme_picture
 import run_lessons
 import yaml
+from helpers import python
 from nbformat.v4 import new_code_cell, new_notebook
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -84,8 +85,8 @@ def test_conda_reads_the_same_two_files() -> None:
     assert re.findall(r"^  - (\w+)", text, flags=re.M) == ["conda", "python", "pip", "pip"]
     project = tomllib.loads((COURSE_ROOT / "pyproject.toml").read_text())
     # Binder reads one version, such as python=3.12, and takes its own default for a range.
-    (python,) = re.findall(r"^  - python=([\d.]+)\b", text, flags=re.M)
-    assert SpecifierSet(project["project"]["requires-python"]).contains(python)
+    (version,) = re.findall(r"^  - python=([\d.]+)\b", text, flags=re.M)
+    assert SpecifierSet(project["project"]["requires-python"]).contains(version)
 
 
 @pinned
@@ -97,9 +98,8 @@ def test_pip_can_read_the_lines_for_conda(tmp_path: Path) -> None:
         shutil.copytree(COURSE_ROOT / name, tmp_path / name)
     text = (COURSE_ROOT / "environment.yml").read_text(encoding="utf-8")
     (tmp_path / "lines.txt").write_text("\n".join(re.findall(r"^      - (.+)$", text, flags=re.M)))
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "-r", "lines.txt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    options = ["--dry-run", "--no-deps", "--no-index", "--no-build-isolation", "-r", "lines.txt"]
+    done = python("-m", "pip", "install", *options, cwd=tmp_path)
     if "No module named pip" in done.stderr:
         pytest.skip("this environment has no pip")
     assert done.returncode == 0, done.stderr
@@ -137,9 +137,9 @@ def test_every_pin_installs_on_the_oldest_python(requirements, pins) -> None:
     """Debian 12 has Python 3.11.2: one pin that needs 3.11.5 stops `make run` there."""
     there = [name for name in installed(requirements.values()) if name in pins]
     needs = {name: distribution(name).metadata["Requires-Python"] for name in there}
-    for python in ("3.11.0", "3.12.0", "3.13.0"):
-        wrong = {n: s for n, s in needs.items() if not SpecifierSet(s or "").contains(python)}
-        assert not wrong, f"not for Python {python}"
+    for version in ("3.11.0", "3.12.0", "3.13.0"):
+        wrong = {n: s for n, s in needs.items() if not SpecifierSet(s or "").contains(version)}
+        assert not wrong, f"not for Python {version}"
 
 
 def test_colab_cell_fetches_a_pinned_tag() -> None:
@@ -220,12 +220,8 @@ def test_a_wrong_address_changes_nothing(given, says, monkeypatch, capsys) -> No
 
 def test_colab_keeps_torch_and_numpy_and_drops_old_torchao(requirements, pins) -> None:
     """Reinstalling them breaks the session; torchao 0.10 breaks peft on any get_peft_model."""
-    there = {
-        "torch": "2.11.0+cu128",
-        "numpy": "2.0.2",
-        "torchao": "0.10.0",
-        "transformers": "5.0.0",
-    }
+    there = {"torch": "2.11.0+cu128", "numpy": "2.0.2", "torchao": "0.10.0"}
+    there["transformers"] = "5.0.0"
     wanted, held, unwanted = colab.plan(there)
     assert held == ["torch==2.11.0+cu128", "numpy==2.0.2"]
     assert unwanted == ["torchao"]
@@ -252,9 +248,7 @@ def test_the_cell_does_nothing_elsewhere(tmp_path: Path) -> None:
     """Outside Colab it must neither fetch nor print nor change folder."""
     script = "from IPython.core.interactiveshell import InteractiveShell as S; import os, sys\n"
     script += f"r = S.instance().run_cell({CELL!r}); sys.exit(not r.success or bool(os.listdir()))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = python("-c", script, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
@@ -271,21 +265,15 @@ def test_the_cell_sets_colab_up(tmp_path: Path) -> None:
     git = ["git", "-C", str(origin), "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init"], ["add", "."], ["commit", "-m", "x"], ["tag", ADDRESS.tag]):
         subprocess.run([*git, *command], check=True, capture_output=True)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tmp_path),
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.{origin.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": re.findall(r'"(https://github\.com/[^"]+)"', CELL)[0],
-    }
+    environment = {"PYTHONPATH": str(tmp_path), "GIT_CONFIG_COUNT": "1"}
+    environment["GIT_CONFIG_KEY_0"] = f"url.{origin.as_uri()}.insteadOf"
+    environment["GIT_CONFIG_VALUE_0"] = f"https://github.com/{ADDRESS.repository}"
     cell = CELL.replace("/content", str(content))
     script = "from IPython.core.interactiveshell import InteractiveShell as S; import os\n"
     script += f"import google.colab; r = S.instance().run_cell({cell!r}); r.raise_error()\n"
     script += "from course_utils import colab; print(os.getcwd(), colab.__file__, sep='\\n')"
     for _ in range(2):  # a cell can be run twice
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-        )
+        done = python("-c", script, **environment)
         assert done.returncode == 0, done.stderr + done.stdout
         assert done.stdout.splitlines()[-2:] == [
             str(content / "course" / "notebooks"),
@@ -296,10 +284,8 @@ def test_the_cell_sets_colab_up(tmp_path: Path) -> None:
 
 def test_the_picture_of_the_readme_is_the_one_of_lesson_08() -> None:
     """The first thing that a visitor sees is a result; a new run of the lesson has a new one."""
-    assert readme_picture.PICTURE.read_bytes() == readme_picture.drawn(), (
-        "run: python scripts/readme_picture.py"
-    )
-    name = readme_picture.PICTURE.relative_to(COURSE_ROOT).as_posix()
+    assert house.PICTURE.read_bytes() == house.picture(), "run: python scripts/house.py"
+    name = house.PICTURE.relative_to(COURSE_ROOT).as_posix()
     assert f"]({name})" in (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -311,9 +297,8 @@ def test_an_old_python_is_refused_by_name(tmp_path: Path) -> None:
     old = tmp_path / "old-python"
     old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.2 && exit 0\nexit 1\n')
     old.chmod(0o755)
-    done = subprocess.run(
-        ["make", f"PYTHON={old}", "run"], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = ["make", f"PYTHON={old}", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert "Python 3.9.2. The course needs Python 3.11 or newer" in done.stdout
     assert not (tmp_path / ".venv").exists()
@@ -324,9 +309,8 @@ def test_make_says_what_it_can_do() -> None:
     """`make` alone explains itself, every target included."""
     makefile = (COURSE_ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.M)[0].split()
-    done = subprocess.run(
-        ["make", "--no-print-directory"], cwd=COURSE_ROOT, capture_output=True, text=True
-    )
+    command = ["make", "--no-print-directory"]
+    done = subprocess.run(command, cwd=COURSE_ROOT, capture_output=True, text=True)
     assert {line.split()[0] for line in done.stdout.splitlines()} == set(targets)
 
 
@@ -378,7 +362,7 @@ def test_one_bad_lesson_does_not_stop_the_others(tmp_path: Path, monkeypatch, ca
 
 def test_a_lessons_line_has_the_recorded_time() -> None:
     """With as many lessons at a time as then: with a neighbour all is slower."""
-    jobs = run_lessons.lesson_costs.recorded()["jobs"]
+    jobs = run_lessons.recorded()["jobs"]
     outcome = run_lessons.Outcome(run_lessons.lessons("00")[0], seconds=61.0, peak=2**30)
     line = run_lessons.described(outcome, jobs)
     assert re.fullmatch(r"00_quickstart +61 s +1\.0 GiB +\(recorded: \d+ s\)", line)
@@ -396,11 +380,8 @@ def test_two_lessons_at_a_time_only_where_there_is_room() -> None:
 def test_saved_notebooks_hold_nothing_of_the_run() -> None:
     """Times and widget state change at every run and would make each commit a rewrite."""
     cell = new_code_cell("1", metadata={"execution": {"iopub.execute_input": "now"}})
-    metadata = {
-        "kernelspec": {"name": "python3", "display_name": "P"},
-        "widgets": {},
-        "language_info": {"name": "python"},
-    }
+    metadata = {"kernelspec": {"name": "python3", "display_name": "P"}, "widgets": {}}
+    metadata["language_info"] = {"name": "python"}
     notebook = run_lessons.without_run_data(new_notebook(cells=[cell], metadata=metadata))
     assert set(notebook.metadata) == {"kernelspec"}
     assert notebook.cells[0].metadata == {}
@@ -408,45 +389,18 @@ def test_saved_notebooks_hold_nothing_of_the_run() -> None:
 
 def test_a_notebook_left_out_fails_the_run(tmp_path: Path) -> None:
     """The count at the end of `make test` is a check, not decoration."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests/test_setup.py",
-        "--every-notebook",
-        "-q",
-        "-k",
-        "no_such_test",
-    ]
-    done = subprocess.run(
-        command, cwd=COURSE_ROOT, capture_output=True, text=True, env=dict(os.environ)
-    )
+    options = ["--every-notebook", "-q", "-k", "no_such_test"]
+    done = python("-m", "pytest", "tests/maintenance/test_pictures.py", *options)
     assert done.returncode == 1, done.stdout
     assert "notebooks run: 0 of" in done.stdout
-
-
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    """`import course_utils` is for everybody, also where torch is broken."""
-    heavy = {"torch", "transformers", "pandas"}
-    code = f"import sys, course_utils; sys.exit(bool({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=COURSE_ROOT).returncode == 0
 
 
 def test_the_seed_is_in_one_place() -> None:
     """COURSE_SEED changes it; a wrong one stops a lesson, and not the command that looks for it."""
     code = "from course_utils import SEED; print(SEED)"
-
-    def run(seed: str, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *command],
-            cwd=COURSE_ROOT,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"COURSE_SEED": seed},
-        )
-
-    assert [run(seed, "-c", code).stdout for seed in ("", "0", "7")] == ["0\n", "0\n", "7\n"]
+    for seed, printed in (("", "0\n"), ("0", "0\n"), ("7", "7\n")):
+        assert python("-c", code, COURSE_SEED=seed).stdout == printed
     for wrong in ("-1", "1.5", "one", "1000001"):
-        message = run(wrong, "-c", code).stderr
+        message = python("-c", code, COURSE_SEED=wrong).stderr
         assert f"COURSE_SEED is '{wrong}'. Allowed is a whole number from 0 to 1,000,000" in message
-    assert run("one", "-m", "course_utils", "memory", "--list").returncode == 0
+    assert python("-m", "course_utils", "memory", "--list", COURSE_SEED="one").returncode == 0

@@ -7,16 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from helpers import QuietHandler, served
 
 from course_utils import plots, serving
 from course_utils.paths import POCKET_MODEL
@@ -39,18 +38,6 @@ def answers(address: str) -> bool:
             return True
     except (urllib.error.URLError, ConnectionError):
         return False
-
-
-def test_an_error_in_the_block_stops_the_server() -> None:
-    """A cell that fails half-way must not leave a process that holds memory and a port."""
-    seen = ""
-    with pytest.raises(KeyboardInterrupt), serve(POCKET_MODEL) as (address, _):
-        seen = address
-        assert address.startswith("http://127.0.0.1:")
-        assert answers(address)
-        raise KeyboardInterrupt
-    assert seen
-    assert not answers(seen)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is not a signal of Windows")
@@ -84,31 +71,17 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
             pass
 
 
-class Server(ThreadingHTTPServer):
-    """A server on this machine that answers every request with one status."""
-
-    def __init__(self, status: int) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Print nothing."""
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
 @pytest.mark.parametrize("status", [200, 404, 500])
 def test_a_server_that_does_not_refuse_is_not_handed_out(status: int) -> None:
     """A transformers that starts uvicorn in another way would serve without the key."""
-    with Server(status) as server:
-        address = f"http://127.0.0.1:{server.server_port}/v1/models"
+
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:
+            self.answer(status)
+
+    with served(Handler) as (address, _):
         with pytest.raises(RuntimeError, match=rf"{status}\) to a request without a key"):
-            require_refusal(address)
-        server.shutdown()
+            require_refusal(f"{address}/v1/models")
 
 
 def test_a_server_whose_guard_is_gone_is_stopped(tmp_path: Path, monkeypatch: Any) -> None:
@@ -129,8 +102,8 @@ def test_a_server_whose_guard_is_gone_is_stopped(tmp_path: Path, monkeypatch: An
 def test_a_confusion_shows_every_count() -> None:
     """A predicted value outside the list has a column, and nothing is left out."""
     true = pd.Series(["calm", "calm", "angry", "angry", "angry"], name="true")
-    said = pd.Series(["calm", "angry", "thirsty", "thirsty", "angry"], name="predicted")
-    table = pd.crosstab(true, said)
+    predicted = pd.Series(["calm", "angry", "thirsty", "thirsty", "angry"], name="predicted")
+    table = pd.crosstab(true, predicted)
     axes = plots.confusion(table).axes[0]
     assert sorted(text.get_text() for text in axes.texts) == ["1", "1", "1", "2"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["angry", "calm", "thirsty"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from helpers import CALM
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from course_utils.paths import POCKET_MODEL
@@ -33,18 +34,12 @@ def clocks(folder: Path, *callbacks: TrainerCallback) -> tuple[StepClock, StepCl
     Trainer(
         AutoModelForCausalLM.from_pretrained(POCKET_MODEL),
         TrainingArguments(
-            str(folder),
-            max_steps=3,
-            per_device_train_batch_size=1,
-            gradient_accumulation_steps=2,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
+            str(folder), max_steps=3, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+            **CALM,
         ),
         train_dataset=Dataset.from_dict(rows),
         callbacks=[step, optimizer, *callbacks],
-    ).train()
+    ).train()  # fmt: skip
     return step, optimizer
 
 

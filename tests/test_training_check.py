@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from helpers import CALM
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -43,25 +44,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROWS = Dataset.from_dict({"prompt": ["the cat sat"] * 8, "completion": [" on the mat"] * 8})
 LORA = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"], "r": 4}
-DIVERGES = {"learning_rate": 1e9, "max_steps": 12, "logging_steps": 1, "save_steps": 1}
 
 
 def trainer(
     folder: Path, peft_config: PeftConfig | None = None, *callbacks: Any, **arguments: Any
 ) -> SFTTrainer:
     """Return a trainer of the pocket model that makes three steps."""
-    settings = {"max_steps": 3, "learning_rate": 1e-3, "save_strategy": "no"} | arguments
+    settings = CALM | {"max_steps": 3, "learning_rate": 1e-3, "activation_checkpointing": False}
     return SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(POCKET_MODEL),
-        args=SFTConfig(
-            str(folder),
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            disable_tqdm=True,
-            report_to="none",
-            **settings,
-        ),
+        args=SFTConfig(str(folder), **settings | arguments),
         train_dataset=ROWS,
         processing_class=AutoTokenizer.from_pretrained(POCKET_MODEL),
         peft_config=peft_config,
@@ -165,18 +157,14 @@ def test_all_errors_are_raised_at_once() -> None:
 
 
 def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
-    """Without the callback it goes on to its end, and logs a loss of 0.0 for a ruined model."""
-    silent = trainer(tmp_path / "silent", **DIVERGES)
-    silent.train()
-    last = [row for row in silent.state.log_history if "loss" in row][-1]
-    assert last["loss"] == 0.0 and not all(map(isfinite, silent.model.parameters()))
-
-    folder = tmp_path / "stopped"
-    stopped = trainer(folder, None, StopOnDivergence(), **DIVERGES | {"save_strategy": "steps"})
+    """Else it goes on to its end and logs a loss of 0.0: "silent-divergence" of the errors."""
+    settings = {"learning_rate": 1e9, "max_steps": 12, "logging_steps": 1, "save_steps": 1}
+    settings["save_strategy"] = "steps"
+    stopped = trainer(tmp_path, None, StopOnDivergence(), **settings)
     with pytest.raises(FloatingPointError, match=r"At step 2 .* learning_rate=1e\+09"):
         stopped.train()
     assert all(map(isfinite, stopped.model.parameters())), "stopped before the weights were lost"
-    saved = sorted(folder.glob("checkpoint-*"))
+    saved = sorted(tmp_path.glob("checkpoint-*"))
     assert [path.name for path in saved] == ["checkpoint-1"]
     assert all(map(isfinite, load_file(saved[0] / "model.safetensors").values()))
 

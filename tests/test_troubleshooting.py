@@ -22,6 +22,7 @@ import transformers
 import yaml
 from accelerate.logging import MultiProcessAdapter
 from datasets import Dataset, load_dataset
+from helpers import CALM
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, import_utils
 from test_bitsandbytes_fix import change_of_gradients
 from tokenizers.processors import TemplateProcessing
@@ -45,13 +46,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 GROUPS = yaml.safe_load((COURSE_ROOT / "book" / "troubleshooting.yaml").read_text(encoding="utf-8"))
 ENTRIES = {entry["id"]: entry for group in GROUPS for entry in group["entries"]}
-PROVOKE: dict[str, Callable[[Path], list[str] | None]] = {}
+# What provokes an entry, given a folder: it raises, it warns, or it returns a list of texts.
+PROVOKE: dict[str, Callable[[Path], Any]] = {}
 TEXTS = Dataset.from_dict({"text": ["the cat sat on the mat"] * 4})
 LORA = {"task_type": "CAUSAL_LM", "target_modules": "all-linear", "r": 4}
 
 
 def provokes(name: str) -> Callable[[Callable], Callable]:
-    """Register a function that provokes an entry: it returns the texts that were said, if any."""
+    """Register a function that provokes an entry."""
 
     def keep(function: Callable) -> Callable:
         PROVOKE[name] = function
@@ -60,7 +62,7 @@ def provokes(name: str) -> Callable[[Callable], Callable]:
     return keep
 
 
-def said(call: Callable[[], Any]) -> str:
+def message(call: Callable[[], Any]) -> str:
     """Return what a call raises, as Python prints it, else its warnings, a line each."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -72,11 +74,27 @@ def said(call: Callable[[], Any]) -> str:
     return "\n".join(f"{w.category.__name__}: {w.message}" for w in caught)
 
 
+def each(call: Callable[[Path, Any], Any], *given: Any) -> Callable[[Path], list[str]]:
+    """Provoke one text with each value that is given."""
+    return lambda folder: [message(lambda value=value: call(folder, value)) for value in given]
+
+
+def messages(name: str, folder: Path) -> list[str]:
+    """Return the texts that an entry's function provokes."""
+    returned: list[Any] = []
+    text = message(lambda: returned.append(PROVOKE[name](folder)))
+    return returned[0] if returned and isinstance(returned[0], list) else [text]
+
+
 def pocket(**options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(POCKET_MODEL, **options)
 
 
-def tokenizer() -> Any:
+def classifier(**options: Any) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(POCKET_MODEL, **options)
+
+
+def new_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(POCKET_MODEL)
 
 
@@ -84,26 +102,26 @@ def four_bit() -> Any:
     return pocket(quantization_config=BitsAndBytesConfig(load_in_4bit=True))
 
 
-def trainer(folder: Path, rows: Any = TEXTS, kind: Any = None, **options: Any) -> SFTTrainer:
+def adapted(model: Any = None) -> Any:
+    return get_peft_model(model or pocket(), LoraConfig(**LORA))
+
+
+def rows(**columns: list[Any]) -> Dataset:
+    return Dataset.from_dict(columns)
+
+
+def trainer(folder: Path, rows: Any = TEXTS, **options: Any) -> SFTTrainer:
     """Return a trainer of one step; what is no argument of SFTTrainer goes to SFTConfig."""
-    own = {k: options.pop(k) for k in ("model", "peft_config", "formatting_func") if k in options}
-    settings = {
-        "use_cpu": True, "bf16": False, "max_steps": 1, "report_to": "none", "disable_tqdm": True,
-        "save_strategy": "no", "per_device_train_batch_size": 2, **options,
-    }  # fmt: skip
-    own.setdefault("model", str(POCKET_MODEL))
-    args = (kind or SFTConfig)(output_dir=str(folder), **settings)
-    return SFTTrainer(args=args, train_dataset=rows, processing_class=tokenizer(), **own)
+    names = ("model", "peft_config", "formatting_func", "processing_class")
+    own = {"model": str(POCKET_MODEL), "processing_class": new_tokenizer()}
+    own |= {name: options.pop(name) for name in names if name in options}
+    settings = CALM | {"max_steps": 1, "per_device_train_batch_size": 2} | options
+    return SFTTrainer(args=SFTConfig(output_dir=str(folder), **settings), train_dataset=rows, **own)
 
 
 def seen(*kinds: str) -> list[str]:
     """Return the entries of some kinds."""
     return [name for name, entry in ENTRIES.items() if entry["seen"] in kinds]
-
-
-def shown_text(entry: dict[str, Any]) -> list[str]:
-    """Return the texts of an entry: they are parted by empty lines."""
-    return entry["text"].strip().split("\n\n")
 
 
 def test_every_claim_has_a_function() -> None:
@@ -115,15 +133,14 @@ def test_every_claim_has_a_function() -> None:
 @pytest.mark.parametrize("name", seen("raised"))
 def test_the_text_is_the_one_that_is_raised(name: str, tmp_path: Path) -> None:
     """A reader searches for the exact text; one that a release has changed would not be found."""
-    found = PROVOKE[name](tmp_path)
-    expected = shown_text(ENTRIES[name])
+    found = messages(name, tmp_path)
+    expected = ENTRIES[name]["text"].strip().split("\n\n")
     assert len(found) == len(expected), found
     for text, real in zip(expected, found, strict=True):
-        lines = real.splitlines()
         if text.endswith(" …"):
             assert " ".join(real.split()).startswith(" ".join(text[:-2].split())), real
         else:
-            assert text == real or text in lines, real
+            assert text == real or text in real.splitlines(), real
 
 
 @pytest.mark.parametrize("name", seen("silent", "older"))
@@ -141,175 +158,152 @@ def test_what_cannot_be_provoked_stands_in_the_library(name: str) -> None:
     assert found["words"].strip() in text
 
 
-# --- names that are gone ---------------------------------------------------------------------
+# --- what one call raises --------------------------------------------------------------------
+
+CHAT = rows(messages=[[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]])
+PAIRS = rows(prompt=["a"], completion=["b"])
+PHI3 = Phi3Config(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                  num_attention_heads=2, num_key_value_heads=2, pad_token_id=0)  # fmt: skip
 
 
-@provokes("sfttrainer-arguments")
-def _(folder: Path) -> list[str]:
-    old = ("tokenizer", "max_seq_length", "dataset_text_field", "packing", "dataset_kwargs",
-           "model_init_kwargs")  # fmt: skip
-    return [said(lambda o=o: SFTTrainer(str(POCKET_MODEL), **{o: None})) for o in old]
+def with_template(folder: Path, template: str | None, **options: Any) -> SFTTrainer:
+    changed = new_tokenizer()
+    changed.chat_template = template
+    return trainer(folder, CHAT, processing_class=changed, **options)
 
 
-@provokes("sftconfig-arguments")
-def _(folder: Path) -> list[str]:
-    old = ("max_seq_length", "dataset_batch_size", "num_of_sequences", "chars_per_token")
-    return [said(lambda o=o: SFTConfig(str(folder), **{o: 1})) for o in old]
+PROVOKE |= {
+    # Names that are gone.
+    "sfttrainer-arguments": each(
+        lambda _, old: SFTTrainer(str(POCKET_MODEL), **{old: None}),
+        *"tokenizer max_seq_length dataset_text_field packing dataset_kwargs".split(),
+        "model_init_kwargs",
+    ),
+    "sftconfig-arguments": each(
+        lambda folder, old: SFTConfig(str(folder), **{old: 1}),
+        *"max_seq_length dataset_batch_size num_of_sequences chars_per_token".split(),
+    ),
+    "training-arguments": each(
+        lambda folder, old: TrainingArguments(str(folder), **{old: 1}),
+        *"evaluation_strategy warmup_ratio group_by_length no_cuda logging_dir".split(),
+        *"overwrite_output_dir save_safetensors".split(),
+    ),
+    "trl-names": each(
+        lambda _, old: exec(f"from trl import {old}", {}),
+        "DataCollatorForCompletionOnlyLM",
+        "setup_chat_format",
+    ),
+    "load-in-4bit": lambda _: pocket(load_in_4bit=True),
+    "gradient-checkpointing-name": lambda folder: TrainingArguments(
+        str(folder), use_cpu=True, gradient_checkpointing=True
+    ),
+    # Adapters.
+    "targets-not-found": lambda _: get_peft_model(pocket(), LoraConfig(target_modules=["c_attn"])),
+    "targets-missing": lambda _: get_peft_model(Phi3ForCausalLM(PHI3), LoraConfig()),
+    "lm-head": lambda folder: trainer(
+        folder, peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
+    ),
+    "purely-quantized": lambda folder: trainer(folder, model=four_bit()),
+    "peft-model-and-config": lambda folder: trainer(
+        folder, model=adapted(), peft_config=LoraConfig(**LORA)
+    ),
+    "task-type": lambda _: LoraConfig(task_type="Causal LM"),
+    "bias": lambda _: get_peft_model(pocket(), LoraConfig(**LORA, bias="true")),
+    "merge-4-bit": lambda _: sorted(
+        set(message(adapted(four_bit()).train().merge_and_unload).splitlines())
+    ),
+    "prompt-merge": lambda _: get_peft_model(
+        pocket(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    ).merge_and_unload(),
+    "index-out-of-range": lambda _: pocket()(
+        input_ids=torch.tensor([[pocket().config.vocab_size]])
+    ),
+    "target-out-of-bounds": lambda _: classifier(num_labels=3)(
+        torch.tensor([[5, 6]]), labels=torch.tensor([3])
+    ),
+    "repo-id": lambda _: AutoModelForCausalLM.from_pretrained("../models/my/model"),
+    # Precision and hardware.
+    "flash-attention": lambda _: pocket(attn_implementation="flash_attention_2"),
+    # Data.
+    "missing-column": each(trainer, rows(instruction=["a"], output=["b"]), rows(prompt=["a"])),
+    "empty-dataset": lambda folder: trainer(folder, TEXTS.select([])),
+    "none-row": lambda folder: trainer(folder, rows(text=["a", None])),
+    "num-samples": lambda folder: trainer(
+        folder, rows(prompt=["the cat sat on the mat"], completion=[" and slept"]), max_length=3
+    ).train(),
+    "eos-token": lambda folder: trainer(folder, eos_token="<EOS_TOKEN>"),
+    "no-chat-template": lambda folder: with_template(folder, None),
+    "assistant-only": lambda folder: with_template(
+        folder,
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
+        assistant_only_loss=True,
+    ),
+    "collator-with-labels": lambda _: DataCollatorForLanguageModeling(new_tokenizer(), mlm=False)(
+        [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}]
+    ),
+    "packing-length": lambda folder: trainer(folder, packing=True, max_length=None),
+    "formatting-func": lambda folder: trainer(
+        folder, PAIRS, formatting_func=lambda row: row["prompt"]
+    ),
+    "yaml-number": lambda folder: trainer(folder, **yaml.safe_load("learning_rate: 2e-4")).train(),
+}
 
 
-@provokes("training-arguments")
-def _(folder: Path) -> list[str]:
-    old = ("evaluation_strategy", "warmup_ratio", "group_by_length", "no_cuda", "logging_dir",
-           "overwrite_output_dir", "save_safetensors")  # fmt: skip
-    return [said(lambda o=o: TrainingArguments(str(folder), **{o: 1})) for o in old]
-
-
-@provokes("trl-names")
-def _(folder: Path) -> list[str]:
-    old = ("DataCollatorForCompletionOnlyLM", "setup_chat_format")
-    return [said(lambda o=o: exec(f"from trl import {o}", {})) for o in old]
-
-
-@provokes("load-in-4bit")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: pocket(load_in_4bit=True))]
+# --- what takes more ---------------------------------------------------------------------------
 
 
 @provokes("dataset-script")
-def _(folder: Path) -> list[str]:
-    script = folder / "my_dataset.py"
-    script.write_text("import datasets\n")
-    return [said(lambda: load_dataset(str(script)))]
-
-
-@provokes("gradient-checkpointing-name")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: TrainingArguments(str(folder), use_cpu=True, gradient_checkpointing=True))]
-
-
-# --- adapters --------------------------------------------------------------------------------
-
-
-@provokes("targets-not-found")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: get_peft_model(pocket(), LoraConfig(target_modules=["c_attn"])))]
-
-
-@provokes("targets-missing")
-def _(folder: Path) -> list[str]:
-    config = Phi3Config(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-                        num_attention_heads=2, num_key_value_heads=2, pad_token_id=0)  # fmt: skip
-    return [said(lambda: get_peft_model(Phi3ForCausalLM(config), LoraConfig()))]
-
-
-@provokes("lm-head")
-def _(folder: Path) -> list[str]:
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
-    return [said(lambda: trainer(folder, peft_config=config))]
-
-
-@provokes("purely-quantized")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: trainer(folder, model=four_bit()))]
+def _(folder: Path) -> None:
+    (folder / "my_dataset.py").write_text("import datasets\n")
+    load_dataset(str(folder / "my_dataset.py"))
 
 
 @provokes("size-mismatch")
-def _(folder: Path) -> list[str]:
+def _(folder: Path) -> None:
     model = pocket()
-    model.resize_token_embeddings(len(tokenizer()) + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        get_peft_model(model, LoraConfig(**LORA)).save_pretrained(folder)
-    return [said(lambda: PeftModel.from_pretrained(pocket(), folder))]
+    model.resize_token_embeddings(len(new_tokenizer()) + 1)
+    adapted(model).save_pretrained(folder)
+    PeftModel.from_pretrained(pocket(), folder)
 
 
 @provokes("second-time")
 def _(folder: Path) -> list[str]:
     model = pocket()
-    get_peft_model(model, LoraConfig(**LORA))
-    lines = said(lambda: get_peft_model(model, LoraConfig(**LORA))).splitlines()
+    adapted(model)
+    lines = message(lambda: adapted(model)).splitlines()
     return [line for line in lines if line.startswith("UserWarning")]
 
 
-@provokes("peft-model-and-config")
-def _(folder: Path) -> list[str]:
-    model = get_peft_model(pocket(), LoraConfig(**LORA))
-    return [said(lambda: trainer(folder, model=model, peft_config=LoraConfig(**LORA)))]
-
-
-@provokes("task-type")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: LoraConfig(task_type="Causal LM"))]
-
-
-@provokes("bias")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: get_peft_model(pocket(), LoraConfig(**LORA, bias="true")))]
-
-
-@provokes("merge-4-bit")
-def _(folder: Path) -> list[str]:
-    model = get_peft_model(four_bit(), LoraConfig(**LORA)).train()
-    return sorted(set(said(model.merge_and_unload).splitlines()))
-
-
-@provokes("prompt-merge")
-def _(folder: Path) -> list[str]:
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
-    model = get_peft_model(pocket(), config)
-    return [said(lambda: model.merge_and_unload())]
-
-
-@provokes("index-out-of-range")
-def _(folder: Path) -> list[str]:
-    beyond = torch.tensor([[pocket().config.vocab_size]])
-    return [said(lambda: pocket()(input_ids=beyond))]
-
-
-@provokes("target-out-of-bounds")
-def _(folder: Path) -> list[str]:
-    model = AutoModelForSequenceClassification.from_pretrained(POCKET_MODEL, num_labels=3)
-    return [said(lambda: model(torch.tensor([[5, 6]]), labels=torch.tensor([3])))]
-
-
 @provokes("no-padding-token")
-def _(folder: Path) -> list[str]:
-    model = AutoModelForSequenceClassification.from_pretrained(POCKET_MODEL)
+def _(folder: Path) -> None:
+    model = classifier()
     model.config.pad_token_id = None
-    return [said(lambda: model(torch.tensor([[5, 6], [7, 8]])))]
-
-
-@provokes("repo-id")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: AutoModelForCausalLM.from_pretrained("../models/my/model"))]
-
-
-# --- precision and hardware ------------------------------------------------------------------
+    model(torch.tensor([[5, 6], [7, 8]]))
 
 
 @provokes("bf16-on-cpu")
-def _(folder: Path) -> list[str]:
+def _(folder: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU that has bfloat16 is here: nothing to refuse")
-    return [said(lambda: SFTConfig(str(folder)))]
+    SFTConfig(str(folder))
 
 
 @provokes("paged-on-cpu")
 def _(folder: Path) -> list[str]:
     run = trainer(folder, optim="paged_adamw_32bit", peft_config=LoraConfig(**LORA))
-    return [line for line in set(said(run.train).splitlines()) if "aged" in line]
+    return [line for line in set(message(run.train).splitlines()) if "aged" in line]
 
 
 @provokes("unscale-fp16")
-def _(folder: Path) -> list[str]:
+def _(folder: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(2, dtype=torch.float16))
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale((weight.float() * 2).sum()).backward()
-    return [said(lambda: scaler.unscale_(torch.optim.SGD([weight])))]
+    scaler.unscale_(torch.optim.SGD([weight]))
 
 
 @provokes("torchao")
-def _(folder: Path) -> list[str]:
+def _(folder: Path) -> None:
     """Colab came with torchao 0.10.0: put one there, and ask as get_peft_model does."""
     (folder / "torchao").mkdir()
     (folder / "torchao" / "__init__.py").touch()
@@ -318,99 +312,20 @@ def _(folder: Path) -> list[str]:
     import_utils.is_torchao_available.cache_clear()
     sys.path.insert(0, str(folder))
     try:
-        return [said(lambda: get_peft_model(pocket(), LoraConfig(**LORA)))]
+        adapted()
     finally:
         sys.path.remove(str(folder))
         import_utils.is_torchao_available.cache_clear()
 
 
-@provokes("flash-attention")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: pocket(attn_implementation="flash_attention_2"))]
-
-
-# --- data ------------------------------------------------------------------------------------
-
-
-def rows(**columns: list[Any]) -> Dataset:
-    return Dataset.from_dict(columns)
-
-
-@provokes("missing-column")
-def _(folder: Path) -> list[str]:
-    wrong = (rows(instruction=["a"], output=["b"]), rows(prompt=["a"]))
-    return [said(lambda r=r: trainer(folder, r)) for r in wrong]
-
-
-@provokes("empty-dataset")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: trainer(folder, TEXTS.select([])))]
-
-
-@provokes("none-row")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: trainer(folder, rows(text=["a", None])))]
-
-
-@provokes("num-samples")
-def _(folder: Path) -> list[str]:
-    long = rows(prompt=["the cat sat on the mat"], completion=[" and slept"])
-    return [said(lambda: trainer(folder, long, max_length=3).train())]
-
-
-@provokes("eos-token")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: trainer(folder, eos_token="<EOS_TOKEN>"))]
-
-
-CHAT = rows(messages=[[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]])
-
-
-def with_template(folder: Path, template: str | None, **options: Any) -> SFTTrainer:
-    template_tokenizer = tokenizer()
-    template_tokenizer.chat_template = template
-    args = SFTConfig(str(folder), use_cpu=True, bf16=False, report_to="none", **options)
-    return SFTTrainer(str(POCKET_MODEL), args, train_dataset=CHAT,
-                      processing_class=template_tokenizer)  # fmt: skip
-
-
-@provokes("no-chat-template")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: with_template(folder, None))]
-
-
-@provokes("assistant-only")
-def _(folder: Path) -> list[str]:
-    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    return [said(lambda: with_template(folder, template, assistant_only_loss=True))]
-
-
-@provokes("collator-with-labels")
-def _(folder: Path) -> list[str]:
-    collate = DataCollatorForLanguageModeling(tokenizer(), mlm=False)
-    features = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}]
-    return [said(lambda: collate(features))]
-
-
-@provokes("packing-length")
-def _(folder: Path) -> list[str]:
-    return [said(lambda: trainer(folder, packing=True, max_length=None))]
-
-
-@provokes("formatting-func")
-def _(folder: Path) -> list[str]:
-    pairs = rows(prompt=["a"], completion=["b"])
-    return [said(lambda: trainer(folder, pairs, formatting_func=lambda row: row["prompt"]))]
-
-
 @provokes("boundary")
 def _(folder: Path) -> list[str]:
     """TRL logs it, once in a process."""
+    MultiProcessAdapter.warning_once.cache_clear()  # another test may have had it logged
     kept: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: kept.append(record.getMessage())
     logger = logging.getLogger("trl.trainer.sft_trainer")
-    MultiProcessAdapter.warning_once.cache_clear()  # another test may have had it said
     logger.addHandler(handler)
     try:
         trainer(folder, rows(prompt=["the cat sat "], completion=["on the mat"]))
@@ -419,46 +334,37 @@ def _(folder: Path) -> list[str]:
     return kept
 
 
-@provokes("yaml-number")
-def _(folder: Path) -> list[str]:
-    rate = yaml.safe_load("learning_rate: 2e-4")["learning_rate"]
-    return [said(lambda: trainer(folder, learning_rate=rate).train())]
-
-
-# --- checkpoints -----------------------------------------------------------------------------
-
-
 @provokes("broken-file")
-def _(folder: Path) -> list[str]:
-    get_peft_model(pocket(), LoraConfig(**LORA)).save_pretrained(folder)
+def _(folder: Path) -> None:
+    adapted().save_pretrained(folder)
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    return [said(lambda: PeftModel.from_pretrained(pocket(), folder))]
+    PeftModel.from_pretrained(pocket(), folder)
 
 
 @provokes("no-checkpoint")
-def _(folder: Path) -> list[str]:
+def _(folder: Path) -> None:
     with chdir(folder):
         run = trainer(Path("runs"))
         Path("runs").mkdir(exist_ok=True)
-        return [said(lambda: run.train(resume_from_checkpoint=True))]
+        run.train(resume_from_checkpoint=True)
 
 
-# --- nothing is said -------------------------------------------------------------------------
+# --- no message at all -----------------------------------------------------------------------
 
 
 @provokes("silent-truncation")
 def _(folder: Path) -> None:
     long = rows(text=["the cat sat on the mat " * 400])
     prepared = trainer(folder, long).train_dataset[0]
-    assert len(prepared["input_ids"]) == 1024 < len(tokenizer()(long[0]["text"])["input_ids"])
+    assert len(prepared["input_ids"]) == 1024 < len(new_tokenizer()(long[0]["text"])["input_ids"])
 
 
 @provokes("silent-target")
 def _(folder: Path) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_porj"])
     models = []
-    assert "porj" not in said(lambda: models.append(get_peft_model(pocket(), config)))
+    assert "porj" not in message(lambda: models.append(get_peft_model(pocket(), config)))
     assert {name.rpartition(".")[2] for name in models[0].targeted_module_names} == {"q_proj"}
 
 
@@ -476,13 +382,13 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> None:
     configs = []
     typo = {"load_in_4bit": True, "bnb_4bit_quanttype": "nf4"}
-    assert said(lambda: configs.append(BitsAndBytesConfig(**typo))) == ""
+    assert message(lambda: configs.append(BitsAndBytesConfig(**typo))) == ""
     assert configs[0].bnb_4bit_quant_type == BitsAndBytesConfig(True).bnb_4bit_quant_type == "fp4"
 
 
 @provokes("silent-end")
 def _(folder: Path) -> None:
-    end = tokenizer()
+    end = new_tokenizer()
     end.pad_token = end.eos_token
     ids, last = [5, 6, 7, end.eos_token_id], end.eos_token_id
     theirs = DataCollatorForLanguageModeling(end, mlm=False)([{"input_ids": ids}])["labels"]
@@ -504,7 +410,7 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> None:
     half = folder / "half"
     pocket(dtype=torch.bfloat16).save_pretrained(half)
-    tokenizer().save_pretrained(half)
+    new_tokenizer().save_pretrained(half)
     assert AutoModelForCausalLM.from_pretrained(half).dtype == torch.bfloat16
     assert trainer(folder, model=str(half)).model.dtype == torch.float32
     kept = trainer(folder, model=str(half), model_init_kwargs={"dtype": "bfloat16"})
@@ -551,7 +457,7 @@ def _(folder: Path) -> None:
 
 @provokes("silent-two-starts")
 def _(folder: Path) -> None:
-    begins = tokenizer()
+    begins = new_tokenizer()
     start, number = begins.eos_token, begins.eos_token_id  # any special token serves
     begins.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start} $A", special_tokens=[(start, number)]
@@ -568,7 +474,7 @@ def _(folder: Path) -> None:
     assert change_of_gradients() > 0.5
 
 
-# --- said by older versions ------------------------------------------------------------------
+# --- messages of older versions ----------------------------------------------------------------
 
 
 @provokes("older-no-grad")
@@ -582,4 +488,4 @@ def _(folder: Path) -> None:
 
 @provokes("older-response-key")
 def _(folder: Path) -> None:
-    assert said(lambda: exec("from trl import DataCollatorForCompletionOnlyLM", {}))
+    assert message(lambda: exec("from trl import DataCollatorForCompletionOnlyLM", {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -10,10 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import measure_room
@@ -23,6 +21,7 @@ import slides
 import teaching
 import workshop
 import workshop_start
+from helpers import python
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from course_utils.paths import COURSE_ROOT
@@ -98,12 +97,17 @@ def test_every_lesson_becomes_slides_that_fetch_nothing_from_elsewhere(lesson, t
     assert page.count("<section") == page.count("</section>")
 
 
-@needs_pip
-def test_slides_without_their_scripts_say_what_to_do(tmp_path: Path, monkeypatch) -> None:
+def without_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pip reach no index, whatever this machine has set for it."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+
+@needs_pip
+def test_slides_without_their_scripts_say_what_to_do(tmp_path: Path, monkeypatch) -> None:
+    without_index(monkeypatch)
     with pytest.raises(RuntimeError, match="there is no network"):
         slides.fetch(tmp_path)
     assert not list(tmp_path.iterdir()), "what was begun is taken away"
@@ -165,14 +169,13 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
-def wheel(folder: Path, name: str, version: str) -> Path:
+def wheel(folder: Path, name: str, version: str, content: str = "x = 1\n") -> Path:
     """Write a wheel of a package with one module."""
     info = f"{name}-{version}.dist-info"
     files = {
-        f"{name}.py": "x = 1\n",
+        f"{name}.py": content,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
-        "Tag: py3-none-any\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in files)
     folder.mkdir(exist_ok=True)
@@ -194,10 +197,7 @@ def index(tmp_path: Path, monkeypatch) -> Path:
         wheel(found, name, "1.0")
     monkeypatch.setattr(workshop, "ROOT", root)
     monkeypatch.setattr(workshop, "BUILD", "builder>=1")
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    without_index(monkeypatch)
     monkeypatch.setenv("PIP_FIND_LINKS", str(found))
     return found
 
@@ -268,27 +268,26 @@ def test_the_course_is_packed_from_a_clone_alone(tmp_path: Path, monkeypatch) ->
         workshop.course(tmp_path / "other.zip")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run start.py of a workshop's folder as a learner does."""
-    shutil.copy(workshop_start.__file__, folder / "start.py")
-    command = [sys.executable, str(folder / "start.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-
-
-def house(folder: Path, name: str) -> Path:
-    """Make a workshop's folder with one wheel, for a machine of that name."""
+def house(folder: Path, name: str, **changes: object) -> Path:
+    """Make a workshop's folder with one wheel, for a machine of that name; return the wheel."""
     path = folder / "wheelhouse" / name
     path.mkdir(parents=True)
     file = wheel(path, "first", "1.0")
-    sizes = {file.name: file.stat().st_size}
-    contents = {"wheels": sizes, "installed_bytes": 1000}
+    sizes, hashes = {file.name: file.stat().st_size}, workshop.hashes(path)
+    contents = {"wheels": sizes, "sha256": hashes, "installed_bytes": 1000} | changes
     (path / "contents.json").write_text(json.dumps(contents), encoding="utf-8")
     return file
 
 
+def start(folder: Path, course: str = "course") -> subprocess.CompletedProcess[str]:
+    """Run start.py of a workshop's folder as a learner does."""
+    shutil.copy(workshop_start.__file__, folder / "start.py")
+    return python(folder / "start.py", "--into", folder / course, PYTHONPATH="")
+
+
 def test_a_learner_with_another_python_is_told_which_would_do(tmp_path: Path) -> None:
     house(tmp_path, "amiga-m68k-3.12")
-    done = start(tmp_path, "--into", str(tmp_path / "course"))
+    done = start(tmp_path)
     assert done.returncode == 1 and not (tmp_path / "course").exists()
     assert f"no wheels for {workshop_start.this_machine()}" in done.stderr
     assert "There are for: amiga-m68k-3.12" in done.stderr
@@ -297,7 +296,7 @@ def test_a_learner_with_another_python_is_told_which_would_do(tmp_path: Path) ->
 def test_a_copy_that_was_broken_off_is_noticed(tmp_path: Path) -> None:
     file = house(tmp_path, workshop_start.this_machine())
     file.write_bytes(file.read_bytes()[:-10])
-    done = start(tmp_path, "--into", str(tmp_path / "course"))
+    done = start(tmp_path)
     assert done.returncode == 1
     assert "missing or cut off. Copy the workshop's folder again" in done.stderr
 
@@ -333,18 +332,80 @@ def test_a_course_that_cannot_be_unpacked_leaves_nothing(tmp_path, monkeypatch, 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     house(tmp_path, workshop_start.this_machine())
     (tmp_path / "thesis").mkdir()
-    done = start(tmp_path, "--into", str(tmp_path / "thesis"))
+    done = start(tmp_path, "thesis")
     assert done.returncode == 1 and "is not the course" in done.stderr
     assert not list((tmp_path / "thesis").iterdir())
 
 
 def test_a_learners_disk_that_is_full_is_named(tmp_path: Path) -> None:
-    file = house(tmp_path, workshop_start.this_machine())
-    contents = file.parent / "contents.json"
-    data = json.loads(contents.read_text(encoding="utf-8")) | {"installed_bytes": 2**60}
-    contents.write_text(json.dumps(data), encoding="utf-8")
-    done = start(tmp_path, "--into", str(tmp_path / "course"))
+    house(tmp_path, workshop_start.this_machine(), installed_bytes=2**60)
+    done = start(tmp_path)
     assert done.returncode == 1 and "--into FOLDER" in done.stderr
+
+
+BACKEND = """
+import base64, hashlib, pathlib, zipfile
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    name = "finetuning_course-1-py3-none-any.whl"
+    info = "finetuning_course-1.dist-info/"
+    files = {"course.pth": str(pathlib.Path.cwd()),
+        info + "METADATA": "Metadata-Version: 2.1\\nName: finetuning-course\\nVersion: 1\\n",
+        info + "WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"}
+    files[info + "RECORD"] = "".join(f"{path},,\\n" for path in files)
+    with zipfile.ZipFile(pathlib.Path(folder) / name, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return name
+"""
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
+
+
+def packed_course(folder: Path) -> Path:
+    """Pack a course of three files for a workshop's folder."""
+    path = folder / f"{workshop.NAME}.zip"
+    files = {"pyproject.toml": PROJECT, "backend.py": BACKEND}
+    files["course_utils/__main__.py"] = "import first; print(first.x)"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"{workshop.NAME}/{name}", text)
+    return path
+
+
+def test_only_the_wheels_that_the_teacher_fetched_are_installed(tmp_path: Path) -> None:
+    """A folder goes through thirty hands and sticks; pip compares each wheel's SHA-256."""
+    file = house(tmp_path, workshop_start.this_machine())
+    packed_course(tmp_path)
+    whole = file.read_bytes()
+    assert workshop.hashes(file.parent) == {file.name: hashlib.sha256(whole).hexdigest()}
+    wheel(file.parent, "first", "1.0", "x = 2\n")
+    assert file.stat().st_size == len(whole), "else the size alone would tell"
+    done = start(tmp_path)
+    assert done.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert "copy the workshop's folder again" in done.stderr
+    assert not (tmp_path / "course" / ".venv" / workshop_start.READY).exists()
+    file.write_bytes(whole)
+    done = start(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == "1", "installed from the wheel, and the course runs"
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/evil.py", "other/evil.py", "{}/../../evil.py"])
+def test_an_archive_that_reaches_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    room = tmp_path / "room"
+    house(room, workshop_start.this_machine())
+    with zipfile.ZipFile(packed_course(room), "a") as archive:
+        archive.writestr(name.format(workshop.NAME), "x = 1")
+    done = start(room)
+    assert done.returncode == 1
+    assert "no part of the course" in done.stderr
+    assert not list(tmp_path.rglob("evil.py"))
+    assert not (room / "course").exists()
 
 
 # Thirty learners, and the teacher's page.
@@ -355,29 +416,6 @@ def test_the_line_through_measurements_is_that_of_least_squares() -> None:
     assert measure_room.line(rows) == pytest.approx((5, 3))
     with pytest.raises(ValueError, match="two numbers of learners"):
         measure_room.extrapolate({"measured": [], "server_bytes": 1}, "00", 30)
-
-
-class Kernel:
-    """What a learner's work needs of a client; `broken` is why its kernel does not start."""
-
-    def __init__(self, broken: str = "") -> None:
-        self.broken, self.nb = broken, new_notebook()
-        self.km = SimpleNamespace(provisioner=SimpleNamespace(pid=os.getpid()))
-
-    @contextmanager
-    def setup_kernel(self) -> Iterator[None]:
-        if self.broken:
-            raise RuntimeError(self.broken)
-        yield
-
-
-def test_one_kernel_that_does_not_start_ends_the_measurement() -> None:
-    """The others wait for all to have started."""
-    kernels = [Kernel(), Kernel("no memory for it"), Kernel()]
-    room = measure_room.Room([measure_room.Learner(kernel) for kernel in kernels])
-    with pytest.raises(RuntimeError, match=r"(?s)one of 3 learners.*no memory for it"):
-        room.run()
-    measure_room.Room([measure_room.Learner(Kernel()) for _ in range(3)]).run()
 
 
 def test_the_room_was_measured_with_one_to_four_and_the_line_fits() -> None:
@@ -399,7 +437,7 @@ def test_the_teachers_page_has_the_minutes_of_the_lessons_as_they_are() -> None:
     """A lesson that changed takes other minutes."""
     text = teaching.PAGE.read_text(encoding="utf-8")
     minutes = teaching.parts(teaching.read())
-    assert text == teaching.filled(text, minutes), "run: python scripts/teaching.py"
+    assert text == teaching.filled(text, minutes), "run: python benchmarks/teaching.py"
     room = {"room": measure_room.table()}
     assert text == teaching.filled(text, room), "run: python benchmarks/measure_room.py"
     with pytest.raises(ValueError, match="<!-- begin lesson-99 -->"):

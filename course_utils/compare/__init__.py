@@ -7,8 +7,8 @@ Used by lessons: 08.
 """
 
 from course_utils.compare.experiments import METHODS, Experiment, chosen, read, standard, write
-from course_utils.compare.results import Sources, best, curves, load, shown, table
-from course_utils.compare.runner import run, sweep
+from course_utils.compare.results import Sources, best, curves, load, reasons, shown, table
+from course_utils.compare.runner import fitted, run, sweep, within
 
 __all__ = [
     "METHODS",
@@ -17,12 +17,15 @@ __all__ = [
     "best",
     "chosen",
     "curves",
+    "fitted",
     "load",
     "read",
+    "reasons",
     "run",
     "shown",
     "standard",
     "sweep",
     "table",
+    "within",
     "write",
 ]

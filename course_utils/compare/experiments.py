@@ -31,11 +31,13 @@ class Experiment:
       ``{"peft_type": "LORA", "r": 8}``; without it all weights are trained.
     - `quantization` holds the arguments of `BitsAndBytesConfig`.
     - `training` holds arguments of `SFTConfig` that differ from `worker.TRAINING`.
-    - `data` is "tickets", or a folder with train.jsonl and test.jsonl in prompt-completion form
+    - `data` is "tickets", a JSONL file of your own, or a folder with train.jsonl and test.jsonl
       (validation.jsonl and, for forgetting, heldout.jsonl with a column `text` if there are any).
-    - `train_rows` and `test_rows` take only so many rows from the start; None takes all.
-    - `model` is a hub name or a folder; empty, it is the lessons' base model (`COURSE_MODEL`). Its
-      weights are loaded in `dtype`.
+      The rows are prompt and completion, messages, or text.
+    - `train_rows`, `validation_rows` and `test_rows` take only so many from the start; None takes
+      all.
+    - `model` is a folder, smollm2 or a hub name; empty, it is the lessons' base model
+      (`COURSE_MODEL`). Its weights are loaded in `dtype`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Experiment:
     training: Mapping[str, Any] = field(default_factory=dict)
     data: str = "tickets"
     train_rows: int | None = None
+    validation_rows: int | None = None
     test_rows: int | None = None
     model: str = ""
     dtype: str = "float32"
@@ -68,7 +71,7 @@ class Experiment:
                     f"Experiment {self.name!r}: {key} is the text {value!r}. Allowed is a number. "
                     "In YAML one with an exponent needs a point and a sign: write 5.0e-4 or 1.0e+3."
                 )
-        for key in ("train_rows", "test_rows"):
+        for key in ("train_rows", "validation_rows", "test_rows"):
             value = getattr(self, key)
             self._require(value is None or _whole(value, 1), key, "a whole number from 1 on")
         right = isinstance(self.seeds, Sequence) and all(_whole(seed, 0) for seed in self.seeds)
@@ -225,6 +228,21 @@ NF4 = {
     "bnb_4bit_compute_dtype": "bfloat16",
 }
 PROMPT = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 20}
+# Names of architectures that are not like Llama's, for a method that names layers: the first that
+# peft takes for the model at hand.
+ATTENTION_OF_ANY = (
+    r".*\.(self_attn|attn|attention|self_attention)\.\w*(proj|attn|query|key|value|dense)"
+)
+SCALED_OF_ANY = r".*\.(k_proj|v_proj|qkv_proj|query_key_value|down_proj|dense_4h_to_h|fc2)"
+OTHER_NAMES: dict[str, list[dict[str, Any]]] = {
+    "lora-attention": [{"target_modules": ATTENTION_OF_ANY}],
+    "ia3": [
+        {
+            "target_modules": SCALED_OF_ANY,
+            "feedforward_modules": r".*\.(down_proj|dense_4h_to_h|fc2)",
+        }
+    ],
+}
 # What each method is, and the learning rate that its sweep on `tickets` begins with. Half of the
 # training rows: with all of them most methods come too near to the top to be told apart.
 METHODS: dict[str, Experiment] = {

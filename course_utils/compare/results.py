@@ -22,7 +22,8 @@ from transformers.utils import cached_file, extract_commit_hash
 
 from course_utils import hardware
 from course_utils.compare.experiments import Experiment
-from course_utils.compare.worker import load_rows, model_path
+from course_utils.compare.rows import load_rows
+from course_utils.compare.worker import model_path
 from course_utils.configs import load_config
 from course_utils.display import text_table
 
@@ -40,7 +41,9 @@ SIZES = {
 }
 # Columns of the printed table, and how each figure is written.
 SHOWN = {
-    "exact match": "{:.1%}", "exact match, unseen": "{:.1%}", "fields, unseen": "{:.1%}",
+    "exact match": "{:.1%}", "exact match, unseen": "{:.1%}", "fields": "{:.1%}",
+    "fields, unseen": "{:.1%}",
+    "test loss": "{:.3f}", "token accuracy": "{:.1%}",
     "forgetting": "{:.3f}", "peak MiB": "{:.0f}", "training s": "{:.0f}", "trainable": "{:,.0f}",
     "checkpoint MB": "{:.2f}",
 }  # fmt: skip
@@ -92,7 +95,7 @@ class Sources:
     def __init__(self) -> None:
         self.rows = functools.cache(load_rows)
         self.model = functools.cache(model_fingerprint)
-        self._data: dict[tuple[str, int | None, int | None], str] = {}
+        self._data: dict[tuple[str | int | None, ...], str] = {}
 
     def data(self, experiment: Experiment) -> str:
         """Return the hash of the rows of an experiment.
@@ -100,7 +103,8 @@ class Sources:
         Raises:
             FileNotFoundError, ValueError: as `load_rows` and `Rows.cut`.
         """
-        chosen = (experiment.data, experiment.train_rows, experiment.test_rows)
+        rows = (experiment.train_rows, experiment.validation_rows, experiment.test_rows)
+        chosen = (experiment.data, *rows)
         if chosen not in self._data:
             self._data[chosen] = self.rows(experiment.data).cut(experiment).fingerprint()
         return self._data[chosen]
@@ -215,7 +219,10 @@ def best(frame: pd.DataFrame, by: str = "validation loss") -> pd.DataFrame:
 
 def shown(frame: pd.DataFrame) -> str:
     """Return the table as text: an experiment a row, what matters most in columns."""
-    headers = ["experiment", "lr", "seeds", *[name for name in SHOWN if name in frame], "failed"]
+    columns = [name for name in SHOWN if name in frame]
+    if "fields, unseen" in frame:  # of data with both kinds of rows, the harder kind says more
+        columns.remove("fields")
+    headers = ["experiment", "lr", "seeds", *columns, "failed"]
     rows = [
         [
             name,
@@ -227,6 +234,15 @@ def shown(frame: pd.DataFrame) -> str:
         for name, row in frame.iterrows()
     ]
     return text_table(rows, headers)
+
+
+def reasons(output_dir: str | Path, names: Collection[str]) -> list[str]:
+    """Return, for each run of these experiments that failed, its name and why it did."""
+    return [
+        f"{r['name']}, seed {r['seed']}: {r['status']}: {r['reason']}"
+        for r in load(output_dir)
+        if r["name"] in names and r["status"] != "ok"
+    ]
 
 
 def curves(

@@ -23,10 +23,13 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 from peft import PeftType
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from tqdm.auto import tqdm
+from transformers import PretrainedConfig
 
+from course_utils import budget
 from course_utils.compare import worker
-from course_utils.compare.experiments import Experiment, require_unique
+from course_utils.compare.experiments import METHODS, OTHER_NAMES, Experiment, require_unique
 from course_utils.compare.results import Job, Sources, best, jobs, table, usable
 from course_utils.configs import load_config
 from course_utils.files import not_written, write_whole
@@ -35,6 +38,8 @@ from course_utils.setting_checks import require_none, setting_problems
 
 RUNNING = ".running"  # the folder, inside the output, of what is not finished
 STEP = 10**0.5  # between two learning rates of a sweep
+START_SECONDS = 12  # of a run, before its first step: libraries, model, rows
+FEWEST_ROWS = 16  # with which a training says anything
 FURTHER = 2  # how often a sweep goes on beyond its edge
 
 
@@ -88,6 +93,98 @@ def _problems(experiment: Experiment, sources: Sources) -> list[str]:
             reason = " ".join(str(error).split())
             problems.append(f"{part}: {reason[:400] or type(error).__name__}")
     return problems
+
+
+def fitted(experiments: Iterable[Experiment]) -> tuple[list[Experiment], list[str]]:
+    """Return standard experiments as they fit their base models, and what was changed, in words.
+
+    Layers have other names in other architectures. A method whose names do not fit gets others, if
+    there are any that peft takes; else it is left out, so that the rest can be run.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: as `load_config`.
+    """
+    kept, notes = [], []
+    for experiment in experiments:
+        config = load_config(worker.model_path(experiment))
+        refusal = _refusal(experiment, config) or _scales_queries(experiment, config)
+        if refusal:
+            others = [
+                dataclasses.replace(experiment, peft={**experiment.peft, **names})
+                for names in OTHER_NAMES.get(experiment.method, ())
+            ]
+            fits = next((other for other in others if not _refusal(other, config)), None)
+            if fits is None:
+                notes.append(f"{experiment.name} is left out: {refusal}")
+                continue
+            targets = fits.peft["target_modules"]
+            notes.append(f"{experiment.name} takes other names in this model: {targets}")
+            experiment = fits
+        kept.append(experiment)
+    return kept, notes
+
+
+def _refusal(experiment: Experiment, model: PretrainedConfig) -> str:
+    """Return why the adapter of an experiment cannot be put into a model, or nothing."""
+    if experiment.peft is None:
+        return ""
+    try:
+        require_none(setting_problems(None, worker.peft_config(experiment), model))
+    except Exception as error:  # whatever peft raises for it is the answer
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return ""
+
+
+def _scales_queries(experiment: Experiment, model: PretrainedConfig) -> str:
+    """Return a text where peft's own names for IA3 are those of queries in place of keys.
+
+    The method scales keys, values and the MLP (Liu et al. 2022, section 3.3); peft 0.21's defaults
+    do so for some architectures only.
+    """
+    if experiment.peft != METHODS["ia3"].peft:
+        return ""
+    names = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(model.model_type, ())
+    return "peft's default names scale queries, not keys" if "q_proj" in names else ""
+
+
+def within(
+    experiments: Iterable[Experiment], minutes: float, sources: Sources, runs: int = 1
+) -> tuple[list[Experiment], str]:
+    """Return experiments with as few rows as their runs need to end in about so many minutes.
+
+    The time of a token is measured, and the rows' tokens counted; `runs` is how many runs each
+    experiment and seed makes (3 or more in a sweep). With it comes a line that says what was taken.
+
+    Raises:
+        ValueError: if not even the fewest rows fit.
+    """
+    experiments = list(experiments)
+    first = experiments[0]
+    rows, path = sources.rows(first.data), worker.model_path(first)
+    count = sum(len(experiment.seeds) for experiment in experiments) * runs
+    seconds = minutes * 60 / count - START_SECONDS
+    token = budget.seconds_per_token(path)
+    length = worker.mean_length(path, rows)
+    # Of a run's time a half is for training, a quarter for each of the other splits. A method may
+    # take half as long again as the plain pass that was measured, such as DoRA.
+    training = int(seconds / 2 / (1.5 * token * length))
+    testing = int(seconds / 4 / (1.5 * token * length))
+    if training < FEWEST_ROWS:
+        needed = count * (START_SECONDS + 2 * FEWEST_ROWS * 1.5 * token * length) / 60
+        raise ValueError(
+            f"{minutes:g} minutes are too few for {count} runs of this model: with {FEWEST_ROWS} "
+            f"rows of {length:.0f} tokens each they would take about {needed:.0f}. Give more "
+            "minutes, or fewer methods or seeds."
+        )
+    limits = {
+        "train_rows": min(len(rows.train), first.train_rows or len(rows.train), training),
+        "test_rows": min(len(rows.test), first.test_rows or len(rows.test), max(8, testing)),
+    }
+    if rows.validation is not None:
+        limits["validation_rows"] = min(len(rows.validation), max(8, testing // 4))
+    said = ", ".join(f"{number} {name.partition('_')[0]}" for name, number in limits.items())
+    line = f"{count} runs in about {minutes:g} minutes, with rows: {said}"
+    return [dataclasses.replace(experiment, **limits) for experiment in experiments], line
 
 
 def run(
@@ -318,5 +415,9 @@ class _Progress:
 
 
 def _figures(result: dict[str, Any]) -> str:
-    share, seconds = result["metrics"].get("exact match", float("nan")), result["training_seconds"]
-    return f"exact match {share:.1%}, {seconds:.0f} s of training"
+    figures, seconds = result["metrics"], result["training_seconds"]
+    if "exact match" in figures:
+        quality = f"exact match {figures['exact match']:.1%}"
+    else:
+        quality = f"test loss {figures['test loss']:.3f}"
+    return f"{quality}, {seconds:.0f} s of training"

@@ -10,8 +10,6 @@ Used by lessons: 08.
 from __future__ import annotations
 
 import contextlib
-import glob
-import hashlib
 import json
 import math
 import os
@@ -20,12 +18,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
 from peft import PeftConfig, get_peft_config
 from transformers import (
     AutoModelForCausalLM,
@@ -41,12 +37,14 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from course_utils import data, hardware, metrics, models, quantization
+from course_utils import hardware, metrics, models, quantization
 from course_utils.compare.experiments import Experiment
+from course_utils.compare.rows import COURSE_DATA, Rows, load_rows
+from course_utils.configs import located
 from course_utils.divergence import Diverged, StopOnDivergence
 from course_utils.memory import MeterCallback
+from course_utils.tokenizer_setup import PLAIN_TEMPLATE, with_pad_token
 
-COURSE_DATA = "tickets"
 # Arguments of SFTConfig for every run, unless its experiment says otherwise.
 TRAINING: dict[str, Any] = {
     "num_train_epochs": 1,
@@ -72,6 +70,7 @@ OWN: dict[str, Any] = {
     "include_num_input_tokens_seen": "non_padding",
     "logging_nan_inf_filter": False,  # a loss that is not a number has to be seen
 }
+OWN_DATA_LENGTH = 1024  # tokens of a row of the reader's own data, unless the experiment says more
 MEMORY_STEP = 2  # the first in which the optimizer has its state
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -102,88 +101,15 @@ def quantization_config(experiment: Experiment) -> BitsAndBytesConfig | None:
 
 def model_path(experiment: Experiment) -> str:
     """Return what `from_pretrained` takes for an experiment's base model."""
-    return experiment.model or models.base_model().path
+    return located(experiment.model) if experiment.model else models.base_model().path
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a run: three splits in prompt-completion form, and texts for forgetting."""
-
-    train: Dataset
-    validation: Dataset | None
-    test: Dataset
-    heldout: list[str]
-
-    def cut(self, experiment: Experiment) -> Rows:
-        """Return the first `train_rows` and `test_rows`, where an experiment gives them.
-
-        Of a test split with a column `kind`, each kind is cut by itself.
-
-        Raises:
-            ValueError: if there are not as many.
-        """
-        train, test = self.train, self.test
-        for key, rows in (("train_rows", train), ("test_rows", test)):
-            count = getattr(experiment, key)
-            if count is not None and count > len(rows):
-                raise ValueError(
-                    f"{key} is {count}, but {experiment.data} has only {len(rows)} such rows."
-                )
-        if experiment.train_rows is not None:
-            train = train.select(range(experiment.train_rows))
-        if experiment.test_rows is not None:
-            kinds = test["kind"] if "kind" in test.column_names else [""] * len(test)
-            kept = []
-            for kind in dict.fromkeys(kinds):
-                places = [place for place, one in enumerate(kinds) if one == kind]
-                kept += places[: max(1, round(experiment.test_rows * len(places) / len(test)))]
-            test = test.select(sorted(kept))
-        return replace(self, train=train, test=test)
-
-    def fingerprint(self) -> str:
-        """Return a hash of every row that a result depends on."""
-        digest = hashlib.sha256()
-        for part in (self.train, self.validation, self.test):
-            rows = part.to_list() if part is not None else []
-            digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
-        digest.update(json.dumps(self.heldout).encode())
-        return digest.hexdigest()
-
-
-def load_rows(source: str) -> Rows:
-    """Return all rows of an experiment's `data`: the course's own, or those of a folder.
-
-    Raises:
-        FileNotFoundError: if the folder or a file is missing.
-        ValueError: if a file has no rows, or lacks a column.
-    """
-    if source == COURSE_DATA:
-        splits = data.load(COURSE_DATA, form="prompt-completion")
-        heldout = list(data.load("heldout", "validation")["text"])
-        return Rows(splits["train"], splits["validation"], splits["test"], heldout)
-    files = {name: Path(source) / f"{name}.jsonl" for name in (*data.SPLITS, "heldout")}
-    for file in (files["train"], files["test"]):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"data is {source!r}. Allowed is {COURSE_DATA!r} or a folder with train.jsonl and "
-                f"test.jsonl. There is no '{file}'. Make the folder, or correct its name."
-            )
-    found = {name: _read(file) for name, file in files.items() if file.is_file()}
-    heldout = list(found["heldout"]["text"]) if "heldout" in found else []
-    return Rows(found["train"], found.get("validation"), found["test"], heldout)
-
-
-def _read(file: Path) -> Dataset:
-    columns = ("text",) if file.stem == "heldout" else ("prompt", "completion")
-    with data.no_progress_bars():
-        rows = load_dataset("json", data_files=glob.escape(str(file)), split="train")
-    if not len(rows) or not set(columns) <= set(rows.column_names):
-        raise ValueError(
-            f"'{file}' has {len(rows)} rows with the columns {', '.join(rows.column_names)}. It "
-            f"has to have rows with {', '.join(columns)}, at least one. `python -m course_utils "
-            "check FILE` says what else is wrong."
-        )
-    return rows
+def mean_length(path: str, rows: Rows) -> float:
+    """Return the mean number of tokens of training rows, from the first hundred of them."""
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    some = rows.train.select(range(min(100, len(rows.train))))
+    texts = [json.dumps([row[name] for name in rows.columns], ensure_ascii=False) for row in some]
+    return sum(map(len, tokenizer(texts)["input_ids"])) / len(texts)
 
 
 def execute(experiment: Experiment, seed: int, folder: Path, report: Report) -> dict[str, Any]:
@@ -231,12 +157,14 @@ def _run(
     arguments = sft_config(experiment, seed, str(folder))
     if rows.validation is None:
         arguments.eval_strategy = "no"
+    if experiment.data != COURSE_DATA and "max_length" not in experiment.training:
+        arguments.max_length = min(metrics.context_length(model), OWN_DATA_LENGTH)
     meter = MeterCallback(MEMORY_STEP)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=_text_columns(rows.train),
-        eval_dataset=None if rows.validation is None else _text_columns(rows.validation),
+        train_dataset=rows.train.select_columns(rows.columns),
+        eval_dataset=rows.validation and rows.validation.select_columns(rows.columns),
         processing_class=tokenizer,
         peft_config=peft_config(experiment),
         callbacks=[_ReportSteps(report), StopOnDivergence(), meter],
@@ -266,7 +194,7 @@ def _run(
         _put_curves(trainer, record)
 
     report({"phase": "testing"})
-    record["metrics"] = _quality(tuned, tokenizer, rows.test, record)
+    record["metrics"] = _quality(trainer, rows, record)
     if before is not None:
         after = metrics.token_loss(tuned, tokenizer, rows.heldout)
         record["forgetting"] = {"before": before, "after": after, "rise": after - before}
@@ -281,8 +209,9 @@ def _model_and_tokenizer(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
         hardware.fix_bitsandbytes()
     path = model_path(experiment)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if tokenizer.pad_token is None:  # as SFTTrainer does, but a batch is padded before it is made
-        tokenizer.pad_token = tokenizer.eos_token
+    with_pad_token(tokenizer)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=experiment.dtype,
@@ -293,10 +222,6 @@ def _model_and_tokenizer(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
     return model, tokenizer
 
 
-def _text_columns(rows: Dataset) -> Dataset:
-    return rows.select_columns(["prompt", "completion"])
-
-
 def _put_curves(trainer: SFTTrainer, record: dict[str, Any]) -> None:
     """Put what a trainer has logged so far into the record: losses by step, and its evaluations."""
     log = trainer.state.log_history
@@ -305,17 +230,29 @@ def _put_curves(trainer: SFTTrainer, record: dict[str, Any]) -> None:
     record["evaluation_seconds"] = round(sum(entry.get("eval_runtime", 0.0) for entry in log), 3)
 
 
-def _quality(model: Any, tokenizer: Any, test: Dataset, record: dict[str, Any]) -> dict[str, float]:
-    """Return the test's figures: of a split with a column `kind`, each kind by itself."""
-    references = [text.strip() for text in test["completion"]]
-    longest = max(len(ids) for ids in tokenizer(references)["input_ids"])
-    answers = metrics.generate(
-        model, tokenizer, test["prompt"], max_new_tokens=longest + 8, progress=False
-    )
+def _quality(trainer: SFTTrainer, rows: Rows, record: dict[str, Any]) -> dict[str, float]:
+    """Return the test's figures: of a split with a column `kind`, each kind by itself.
+
+    Where the answers are JSON, the model writes its own, and they are compared. Else a right answer
+    can be worded in many ways, so it is the loss on the given ones that counts, and the share of
+    their tokens that the model would have written.
+    """
     figures: dict[str, float] = {}
     if record["validation_loss"]:
         figures["validation loss"] = record["validation_loss"][-1][1]
         figures["perplexity"] = math.exp(figures["validation loss"])
+    test, tokenizer = rows.test, trainer.processing_class
+    references = [_answer(row) for row in test] if "completion" in rows.columns else []
+    if not references or not all(metrics.json_record(text) is not None for text in references):
+        trainer.evaluate(test.select_columns(rows.columns))
+        logged = trainer.state.log_history[-1]
+        return figures | {
+            "test loss": logged["eval_loss"], "token accuracy": logged["eval_mean_token_accuracy"]
+        }  # fmt: skip
+    longest = max(len(ids) for ids in tokenizer(references)["input_ids"]) + 8
+    answers = metrics.generate(
+        trainer.model, tokenizer, test["prompt"], max_new_tokens=longest, progress=False
+    )
     kinds = test["kind"] if "kind" in test.column_names else ["test"] * len(references)
     for kind in dict.fromkeys(kinds):
         places = [place for place, one in enumerate(kinds) if one == kind]
@@ -323,9 +260,15 @@ def _quality(model: Any, tokenizer: Any, test: Dataset, record: dict[str, Any]) 
         # "seen" is the test proper; other kinds are named.
         name = "" if kind in ("seen", "test") else f", {kind}"
         figures[f"exact match{name}"] = metrics.exact_match(given, right)
-        if all(metrics.json_record(text) is not None for text in right):
-            figures[f"fields{name}"] = float(metrics.field_accuracy(given, right).mean())
+        figures[f"fields{name}"] = float(metrics.field_accuracy(given, right).mean())
     return figures
+
+
+def _answer(row: dict[str, Any]) -> str:
+    """Return the text of a row's answer, of a chat that of its last message."""
+    completion = row["completion"]
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    return text.strip()
 
 
 def _process_peak() -> int | None:

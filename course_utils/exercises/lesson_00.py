@@ -1,4 +1,4 @@
-"""The checks of lesson 00.
+"""The checks of lesson 00, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -9,18 +9,14 @@ import math
 
 import pandas as pd
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("00-rank")
-def _rank(answer: int, trainable: int) -> tuple[bool, str]:
+def rank(answer: int, trainable: int) -> tuple[bool, str]:
     if answer == 2 * trainable:
         return True, "both matrices grow with the rank, so twice the rank trains twice as many."
     return False, f"r=8 trains {trainable:,} parameters, and both matrices grow with the rank."
 
 
-@exercise("00-field")
-def _field(answer: str, accuracy: pd.Series) -> tuple[bool, str]:
+def field(answer: str, accuracy: pd.Series) -> tuple[bool, str]:
     if answer in accuracy.index and accuracy[answer] == accuracy.min():
         return True, f"{answer} is right in only {accuracy.min():.1%} of the unseen messages."
     return (
@@ -29,8 +25,7 @@ def _field(answer: str, accuracy: pd.Series) -> tuple[bool, str]:
     )
 
 
-@exercise("00-speed")
-def _speed(answer: float, metrics: dict[str, float], rows: int) -> tuple[bool, str]:
+def speed(answer: float, metrics: dict[str, float], rows: int) -> tuple[bool, str]:
     seconds = metrics["train_runtime"] / (rows * metrics["epoch"])
     if math.isclose(answer, seconds, rel_tol=0.05):
         return True, f"{seconds * 1000:.1f} milliseconds a row, forward and backward."

@@ -1,4 +1,4 @@
-"""The checks of lesson 02.
+"""The checks of lesson 02, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -9,25 +9,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("02-adamw")
-def _adamw(answer: float, per_parameter: dict[str, float]) -> tuple[bool, str]:
+def adamw(answer: float, per_parameter: dict[str, float]) -> tuple[bool, str]:
     if math.isclose(answer, round(sum(per_parameter.values())), rel_tol=0.02):
         return True, "10⁹ parameters of that many bytes each are that many GB, before any text."
     return False, "add up the three numbers of bytes that were measured for each parameter."
 
 
-@exercise("02-largest")
-def _largest(answer: str, at_peak: Mapping[str, int]) -> tuple[bool, str]:
+def largest(answer: str, at_peak: Mapping[str, int]) -> tuple[bool, str]:
     if answer in at_peak and at_peak[answer] == max(at_peak.values()):
         return True, f"{answer} take {at_peak[answer] / sum(at_peak.values()):.0%} of the peak."
     return False, f"find the largest value in step.at_peak; categories: {', '.join(at_peak)}."
 
 
-@exercise("02-gpu")
-def _gpu(answer: str, where: Any) -> tuple[bool, str]:
+def gpu(answer: str, where: Any) -> tuple[bool, str]:
     enough = [row.gpu for row in where.rows if row.method == "lora" and row.fits]
     smallest = min(enough, key=lambda gpu: gpu.memory)
     if answer == smallest.name:

@@ -1,4 +1,4 @@
-"""The checks of lesson 03.
+"""The checks of lesson 03, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -8,11 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("03-bits")
-def _bits(answer: float) -> tuple[bool, str]:
+def bits(answer: float) -> tuple[bool, str]:
     if math.isclose(answer, 4 + 8 / 128 + 32 / (128 * 256), abs_tol=5e-4):
         return (
             True,
@@ -23,8 +20,7 @@ def _bits(answer: float) -> tuple[bool, str]:
     return False, "add the bits of a code, of a scale over 128 weights, and of a scale of scales."
 
 
-@exercise("03-config")
-def _config(answer: Any) -> tuple[bool, str]:
+def config(answer: Any) -> tuple[bool, str]:
     wanted = {
         "load_in_4bit": "True",
         "bnb_4bit_quant_type": "nf4",
@@ -37,8 +33,7 @@ def _config(answer: Any) -> tuple[bool, str]:
     return True, "all four have to be said: each has another default."
 
 
-@exercise("03-levels")
-def _levels(answer: str, weights: Any) -> tuple[bool, str]:
+def levels(answer: str, weights: Any) -> tuple[bool, str]:
     from course_utils import quantization
 
     entropies = {}

@@ -1,4 +1,4 @@
-"""The checks of lesson 04.
+"""The checks of lesson 04, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -9,11 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("04-rank")
-def _adapter_parameters(answer: int, config: Any) -> tuple[bool, str]:
+def rank(answer: int, config: Any) -> tuple[bool, str]:
     hidden, layers = config.hidden_size, config.num_hidden_layers
     values = config.num_key_value_heads * config.head_dim
     per_rank = layers * ((hidden + hidden) + (hidden + values))
@@ -27,15 +24,13 @@ def _adapter_parameters(answer: int, config: Any) -> tuple[bool, str]:
     )
 
 
-@exercise("04-alpha")
-def _same_alpha(answer: float) -> tuple[bool, str]:
+def alpha(answer: float) -> tuple[bool, str]:
     if math.isclose(answer, 128):
         return True, "16/√64 = 2 is the scale, and 128/64 is the same."
     return False, "find the scale that rsLoRA applies, then the alpha whose alpha/r gives it."
 
 
-@exercise("04-targets")
-def _targets(answer: Sequence[str], config: Any) -> tuple[bool, str]:
+def targets(answer: Sequence[str], config: Any) -> tuple[bool, str]:
     from torch import nn
 
     from course_utils.configs import build_empty

@@ -1,4 +1,4 @@
-"""The checks of lesson 05.
+"""The checks of lesson 05, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -11,11 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("05-virtual")
-def _virtual_tokens(answer: int, config: Any) -> tuple[bool, str]:
+def virtual(answer: int, config: Any) -> tuple[bool, str]:
     if answer == 20 * config.hidden_size:
         return True, "an embedding for each virtual token, and nothing in the layers."
     if answer == 20 * config.hidden_size * config.num_hidden_layers:
@@ -23,8 +20,7 @@ def _virtual_tokens(answer: int, config: Any) -> tuple[bool, str]:
     return False, "how many numbers is one embedding in this model?"
 
 
-@exercise("05-head")
-def _head(answer: Any) -> tuple[bool, str]:
+def head(answer: Any) -> tuple[bool, str]:
     if getattr(answer.task_type, "value", answer.task_type) != "SEQ_CLS":
         return False, "sorting whole messages into classes has a task type of its own."
     saved = answer.modules_to_save or []
@@ -35,8 +31,7 @@ def _head(answer: Any) -> tuple[bool, str]:
     return True, "the head is trained and saved, whatever its name."
 
 
-@exercise("05-merge")
-def _unmergeable(answer: Sequence[str], merge: pd.Series) -> tuple[bool, str]:
+def merge(answer: Sequence[str], merge: pd.Series) -> tuple[bool, str]:
     wanted = {name for name, outcome in merge.items() if isinstance(outcome, str)}
     given = {answer} if isinstance(answer, str) else {*answer}
     if given == wanted:
@@ -46,8 +41,7 @@ def _unmergeable(answer: Sequence[str], merge: pd.Series) -> tuple[bool, str]:
     return False, f"{len(wanted - given)} are missing, {len(given - wanted)} can be merged."
 
 
-@exercise("05-macro")
-def _macro_f1(answer: float, accuracy: float, classes: int) -> tuple[bool, str]:
+def macro(answer: float, accuracy: float, classes: int) -> tuple[bool, str]:
     of_the_named = 2 * accuracy / (1 + accuracy)
     if math.isclose(answer, of_the_named / classes, rel_tol=1e-3):
         return True, "one class has an F1, the others have 0, and the mean is over all of them."

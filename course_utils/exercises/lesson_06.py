@@ -1,4 +1,4 @@
-"""The checks of lesson 06.
+"""The checks of lesson 06, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -8,11 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("06-steps")
-def _steps(answer: int) -> tuple[bool, str]:
+def steps(answer: int) -> tuple[bool, str]:
     batches = math.ceil(1200 / 4)
     if answer == 3 * math.ceil(batches / 8):
         return True, "38 an epoch: what is left at its end makes an update of its own."
@@ -21,8 +18,7 @@ def _steps(answer: int) -> tuple[bool, str]:
     return False, "count the batches of an epoch, then the updates that they make, then the epochs."
 
 
-@exercise("06-warmup")
-def _warmup(answer: int) -> tuple[bool, str]:
+def warmup(answer: int) -> tuple[bool, str]:
     warmup = math.ceil(0.05 * 200)
     if answer == warmup + 1:
         return True, "ten steps of warm-up, of which the first has a learning rate of 0."
@@ -31,8 +27,7 @@ def _warmup(answer: int) -> tuple[bool, str]:
     return False, "a warmup_steps below 1 is a share of the steps."
 
 
-@exercise("06-translate")
-def _translate(answer: Any) -> tuple[bool, str]:
+def translate(answer: Any) -> tuple[bool, str]:
     wanted = {
         "eval_strategy": "steps",
         "warmup_steps": 0.1,

@@ -1,4 +1,4 @@
-"""The checks of lesson 07.
+"""The checks of lesson 07, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -11,11 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("07-names")
-def _new_names(answer: Mapping[str, str]) -> tuple[bool, str]:
+def names(answer: Mapping[str, str]) -> tuple[bool, str]:
     wanted = {"tokenizer": "processing_class", "max_seq_length": "max_length"}
     if dict(answer) == wanted:
         return True, "the first is the trainer's own, the second belongs to SFTConfig."
@@ -23,8 +20,7 @@ def _new_names(answer: Mapping[str, str]) -> tuple[bool, str]:
     return False, f"look again at {', '.join(wrong) or 'the old names'} in the fixed call."
 
 
-@exercise("07-cause")
-def _cause(answer: Iterable[str], effects: pd.DataFrame) -> tuple[bool, str]:
+def cause(answer: Iterable[str], effects: pd.DataFrame) -> tuple[bool, str]:
     same_start = effects["first loss off by"].abs() < 1e-6
     parted = effects["largest difference"] > 1e-6
     given, causes = {answer} if isinstance(answer, str) else {*answer}, {*effects.index}
@@ -35,8 +31,7 @@ def _cause(answer: Iterable[str], effects: pd.DataFrame) -> tuple[bool, str]:
     return False, "which leaves the first loss alone, and changes a later one?"
 
 
-@exercise("07-packs")
-def _packs(answer: int, documents: Any) -> tuple[bool, str]:
+def packs(answer: int, documents: Any) -> tuple[bool, str]:
     tokens = sum(map(len, documents[:]["input_ids"]))
     if answer == math.ceil(tokens / 480):
         return True, f"{tokens:,} tokens; only the last row is not full."

@@ -1,4 +1,4 @@
-"""The checks of lesson 08.
+"""The checks of lesson 08, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -9,11 +9,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("08-fits")
-def _fits_here(answer: Iterable[str], planned: pd.DataFrame) -> tuple[bool, str]:
+def fits(answer: Iterable[str], planned: pd.DataFrame) -> tuple[bool, str]:
     methods = ["full", "lora", "qlora"]
     fitting = {method for method in methods if planned.loc["8,192 tokens", method] <= 16}
     given = {answer} if isinstance(answer, str) else {*answer}
@@ -22,8 +19,7 @@ def _fits_here(answer: Iterable[str], planned: pd.DataFrame) -> tuple[bool, str]
     return False, "look at the last row of `planned`, in GiB."
 
 
-@exercise("08-choice")
-def _choice(answer: str, winners: pd.DataFrame) -> tuple[bool, str]:
+def choice(answer: str, winners: pd.DataFrame) -> tuple[bool, str]:
     right, forgotten = winners["exact match"], winners["forgetting"]
     good = right >= right.max() - 0.02
     if answer == forgotten[good].idxmin():
@@ -34,8 +30,7 @@ def _choice(answer: str, winners: pd.DataFrame) -> tuple[bool, str]:
     return False, "first keep the rows that are good enough, then take the one that forgets least."
 
 
-@exercise("08-peeking")
-def _peeking(answer: int, everything: pd.DataFrame) -> tuple[bool, str]:
+def peeking(answer: int, everything: pd.DataFrame) -> tuple[bool, str]:
     groups = everything.groupby("method")
     chosen = (groups["validation loss"].idxmin(), groups["exact match"].idxmax())
     rates = [everything.loc[rows].set_index("method")["learning rate"] for rows in chosen]

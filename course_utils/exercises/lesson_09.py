@@ -1,4 +1,4 @@
-"""The checks of lesson 09.
+"""The checks of lesson 09, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from course_utils.exercises.registry import exercise
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@exercise("09-confused")
-def _confused(answer: Sequence[str], table: pd.DataFrame) -> tuple[bool, str]:
+def confused(answer: Sequence[str], table: pd.DataFrame) -> tuple[bool, str]:
     true, predicted = answer
     if true not in table.index or predicted not in table.columns:
         names = ", ".join(table.index)
@@ -31,8 +28,7 @@ def _confused(answer: Sequence[str], table: pd.DataFrame) -> tuple[bool, str]:
     return False, f"that happened {count} times, another confusion {most} times."
 
 
-@exercise("09-paired")
-def _paired(answer: int) -> tuple[bool, str]:
+def paired(answer: int) -> tuple[bool, str]:
     if answer == 8:
         return True, "all of them: 2 in 256 by chance, and seven of eight are 18 in 256."
     if answer == 7:
@@ -40,15 +36,13 @@ def _paired(answer: int) -> tuple[bool, str]:
     return False, "try mcnemar(5, 3), mcnemar(6, 2) and so on."
 
 
-@exercise("09-rank")
-def _rank_of_sum(answer: int) -> tuple[bool, str]:
+def rank(answer: int) -> tuple[bool, str]:
     if answer == 8 + 32:
         return True, "nothing is lost, and the file is as large as the two together."
     return False, "the thin matrices of both are put side by side; look at the ranks in the lesson."
 
 
-@exercise("09-messages")
-def _messages(
+def messages(
     answer: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, prompt: str
 ) -> tuple[bool, str]:
     if not isinstance(answer, list) or len(answer) != 1 or not isinstance(answer[0], dict):

@@ -1,4 +1,4 @@
-"""The checks of lesson 10.
+"""The checks of lesson 10, by the names of its exercises.
 
 Used by lessons: all.
 """
@@ -9,33 +9,27 @@ import math
 
 import pandas as pd
 
-from course_utils.exercises.registry import exercise
 
-
-@exercise("10-gpus")
-def _gpus(answer: int, needed: pd.DataFrame) -> tuple[bool, str]:
+def gpus(answer: int, needed: pd.DataFrame) -> tuple[bool, str]:
     if answer == needed.loc["8B", "full"]:
         return True, "of 16 bytes a parameter the weights are four; gradients and Adam: 12."
     return False, "the row is 8B, the column full."
 
 
-@exercise("10-bill")
-def _bill(answer: float, bill: pd.DataFrame) -> tuple[bool, str]:
+def bill(answer: float, bill: pd.DataFrame) -> tuple[bool, str]:
     dollars = bill.loc[("8B", "lora"), "dollars"] * 50 / 15
     if math.isclose(answer, dollars, rel_tol=0.02):
         return True, f"{dollars:.2f} dollars; on more GPUs it would be the same, only sooner."
     return False, "the dollars grow in proportion to the tokens: 50 million instead of 15."
 
 
-@exercise("10-accumulation")
-def _accumulation(answer: int, rows: int) -> tuple[bool, str]:
+def accumulation(answer: int, rows: int) -> tuple[bool, str]:
     if answer * 4 * 2 == rows:
         return True, "four processes, two rows each, twice: 16 rows an update."
     return False, f"processes × rows each × accumulation has to be {rows}."
 
 
-@exercise("10-row")
-def _row(answer: int) -> tuple[bool, str]:
+def row(answer: int) -> tuple[bool, str]:
     if answer == 250 * 2 * 4 * 2:
         return True, "rows 0 to 3,999 were trained on."
     if answer == 250 * 4:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from course_utils.memory.allocations import phases_and_timeline
 from course_utils.memory.meter import MemoryMeter, in_backward, static_tensors, tensors_in
-from course_utils.memory.step_memory import PHASES, StepMemory
+from course_utils.memory.step_memory import StepMemory
 
 # bitsandbytes pages a parameter's state from this many elements on (optim/optimizer.py).
 PAGED_FROM = 100_000
@@ -41,13 +42,13 @@ def attached(meter: MemoryMeter, model: nn.Module, optimizer: Any = None) -> Ite
         body = body_of(model)
         if body is not None:
             hook(body.register_forward_hook(lambda *call: _start_head(meter, call[-1])))
+
+        def note_gradient(parameter: torch.Tensor) -> None:
+            meter.add(parameter.grad, "gradients")
+
         for parameter in model.parameters():
             if parameter.requires_grad:
-                hook(
-                    parameter.register_post_accumulate_grad_hook(
-                        lambda p: meter.add(p.grad, "gradients")
-                    )
-                )
+                hook(parameter.register_post_accumulate_grad_hook(note_gradient))
         step = getattr(optimizer, "optimizer", optimizer)  # what accelerate wraps
         if hasattr(step, "register_step_pre_hook"):
             hook(step.register_step_pre_hook(lambda *_: meter.start("optimizer")))
@@ -112,58 +113,11 @@ def count_states(meter: MemoryMeter, optimizer: Any) -> int:
     return host
 
 
+@dataclass
 class Measurement:
     """A step being measured; `memory` is there when the `with` block of `measure` has ended."""
 
-    def __init__(self, model: nn.Module, optimizer: Any = None) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.device = next(model.parameters()).device.type
-        self.meter = MemoryMeter(self.device)
-        self.memory: StepMemory | None = None
-        self._stack = ExitStack()
-
-    def phase(self, name: str) -> None:
-        """Note that a phase starts; needed only for an optimizer that is not one of torch's kind.
-
-        Raises:
-            ValueError: if there is no such phase.
-        """
-        if name not in PHASES[1:]:
-            raise ValueError(f"There is no phase {name!r}. Allowed are {', '.join(PHASES[1:])}.")
-        self.meter.start(name)
-
-    def begin(self) -> None:
-        """Start to measure."""
-        self._stack.enter_context(attached(self.meter, self.model, self.optimizer))
-        # What lies there from earlier steps is no part of loading, and does not come with forward.
-        self.meter.allocations.start_run("begin")
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                self.meter.add(parameter.grad, "gradients")
-        if self.optimizer is not None:
-            count_states(self.meter, self.optimizer)
-        self.meter.start("forward")
-        self._stack.enter_context(self.meter)
-
-    def end(self, **settings: Any) -> None:
-        """Stop, and make the table."""
-        self._stack.close()
-        self.meter.read_allocator()
-        host = count_states(self.meter, self.optimizer) if self.optimizer is not None else 0
-        allocations = self.meter.allocations
-        phases, timeline = phases_and_timeline(allocations.moments(allocations.levels()))
-        self.memory = StepMemory(
-            phases=phases,
-            host=host,
-            timeline=timeline,
-            allocator=dict(self.meter.allocator),
-            device=self.device,
-            settings=settings,
-        )
-
-    def abandon(self) -> None:
-        """Stop without a table."""
-        self._stack.close()
+    memory: StepMemory | None = None
 
 
 @contextmanager
@@ -182,14 +136,26 @@ def measure(model: nn.Module, optimizer: Any = None) -> Iterator[Measurement]:
     The first step of an optimizer that makes its state on the way is lower than the others:
     measure the second.
     """
-    measurement = Measurement(model, optimizer)
-    measurement.begin()
-    try:
-        yield measurement
-    except BaseException:
-        measurement.abandon()
-        raise
-    measurement.end(model=type(model).__name__)
+    measurement, host = Measurement(), 0
+    meter = MemoryMeter(next(model.parameters()).device.type)
+    allocations = meter.allocations
+    with attached(meter, model, optimizer):
+        # What lies there from earlier steps is no part of loading, and does not come with forward.
+        allocations.start_run("begin")
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                meter.add(parameter.grad, "gradients")
+        if optimizer is not None:
+            count_states(meter, optimizer)
+        meter.start("forward")
+        with meter:
+            yield measurement
+    meter.read_allocator()
+    if optimizer is not None:
+        host = count_states(meter, optimizer)
+    phases, timeline = phases_and_timeline(allocations.moments(allocations.levels()))
+    settings = {"model": type(model).__name__}
+    measurement.memory = StepMemory(phases, host, timeline, meter.allocator, meter.device, settings)
 
 
 class MeterCallback(TrainerCallback):
@@ -207,48 +173,34 @@ class MeterCallback(TrainerCallback):
             raise ValueError(f"step={step!r}. Allowed is a whole number from 1 on.")
         self.step = step
         self.memory: StepMemory | None = None
-        self._running: Measurement | None = None
-        self._events: Any = None
+        self._running = ExitStack()
+        self._measurement = Measurement()
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # A trainer tells no callback that it ends by an error: the meter would run for ever.
         for callback in tuple(self._measuring):
             callback.stop()
 
     def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        optimizer: Any = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step + 1 == self.step and model is not None:
-            self._running = Measurement(model, optimizer)
+        if state.global_step + 1 == self.step:
             self._measuring.add(self)
-            self._events = _events_of_notebook()
-            if self._events is not None:  # a cell that has ended runs no more steps
-                self._events.register("post_run_cell", self.stop)
-            self._running.begin()
+            events = _events_of_notebook()
+            if events is not None:  # a cell that has ended runs no more steps
+                events.register("post_run_cell", self.stop)
+                self._running.callback(events.unregister, "post_run_cell", self.stop)
+            step = measure(kwargs["model"], kwargs["optimizer"])
+            self._measurement = self._running.enter_context(step)
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._running is not None:
-            self._running.end(trainer_step=self.step, optimizer=str(args.optim))
-            self.memory = self._running.memory
+        if self in self._measuring:
             self.stop()
+            self.memory = self._measurement.memory
 
     def stop(self, cell: object = None) -> None:
         """Stop to measure, if a step is being measured; there is no table then.
@@ -256,12 +208,8 @@ class MeterCallback(TrainerCallback):
         A notebook does so by itself. A script whose trainer may end by an error, and that goes on,
         has to call it: a trainer tells no callback of an error.
         """
-        if self._running is not None:
-            self._running.abandon()
-            self._running = None
-            self._measuring.remove(self)
-            if self._events is not None:
-                self._events.unregister("post_run_cell", self.stop)
+        self._measuring.discard(self)
+        self._running.close()
 
 
 def _events_of_notebook() -> Any:

@@ -32,14 +32,6 @@ def size_text(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def _unit_size(unit: str) -> int:
-    if unit not in UNITS:
-        raise ValueError(
-            f"unit={unit!r} is unknown. Allowed are {', '.join(UNITS)}. Choose one of these."
-        )
-    return UNITS[unit]
-
-
 @dataclass(frozen=True)
 class Sample:
     """One point in the life of a step: its phase, and the bytes that live there by category."""
@@ -109,54 +101,35 @@ class StepMemory(Result):
         Raises:
             ValueError: if the unit is unknown.
         """
-        size = _unit_size(unit)
+        if unit not in UNITS:
+            raise ValueError(
+                f"unit={unit!r} is unknown. Allowed are {', '.join(UNITS)}. Choose one of these."
+            )
         frame = pd.DataFrame.from_dict(self.phases, orient="index", columns=list(CATEGORIES))
         frame["sum"] = frame.sum(axis=1)
         frame.index.name = "phase"
-        return frame if size == 1 else frame / size  # bytes stay whole numbers
+        return frame if unit == "B" else frame / UNITS[unit]  # bytes stay whole numbers
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, in bytes; `from_dict` reads it back. The timeline is left out."""
+        """Return plain data, in bytes; the timeline is left out."""
         data = asdict(self)
         del data["timeline"]
         return {"schema": SCHEMA, "peak": self.peak, "peak_phase": self.peak_phase, **data}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StepMemory:
-        """Return what `to_dict` gave.
-
-        Raises:
-            ValueError: if the data is of another schema.
-        """
-        if data.get("schema") != SCHEMA:
-            raise ValueError(
-                f"The data has schema {data.get('schema')!r}. This version reads {SCHEMA}. Write "
-                "it again with to_dict()."
-            )
-        names = ("phases", "host", "allocator", "device", "settings")
-        return cls(**{name: data[name] for name in names})
-
     def headers(self) -> tuple[str, ...]:
         return ("MiB", *self.phases)
 
-    def rows(self, unit: str = "MiB") -> list[tuple[str, ...]]:
-        """Return the table as text: a row a category that is used, a column a phase.
-
-        Raises:
-            ValueError: if the unit is unknown.
-        """
-        size = _unit_size(unit)
-        rows = [
-            (name, *(f"{self.phases[phase][name] / size:,.1f}" for phase in self.phases))
-            for name in CATEGORIES
-            if any(self.phases[phase][name] for phase in self.phases)
-        ]
-        rows.append(("sum", *(f"{self.total(phase) / size:,.1f}" for phase in self.phases)))
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the table as text: a row a category that is used, a column a phase."""
+        found = {name: [row[name] for row in self.phases.values()] for name in CATEGORIES}
+        found = {name: sizes for name, sizes in found.items() if any(sizes)}
+        found["sum"] = [self.total(phase) for phase in self.phases]
         if self.allocator:
-            known = (self.allocator.get(phase) for phase in self.phases)
-            figures = ("" if figure is None else f"{figure / size:,.1f}" for figure in known)
-            rows.append(("CUDA allocated", *figures))
-        return rows
+            found["CUDA allocated"] = [self.allocator.get(phase) for phase in self.phases]
+        return [
+            (name, *("" if size is None else f"{size / 2**20:,.1f}" for size in sizes))
+            for name, sizes in found.items()
+        ]
 
     def summary(self) -> str:
         """Return the peak in one sentence."""

@@ -36,6 +36,7 @@ from course_utils.configs import build_empty, load_config
 from course_utils.display import CallResult, code_html
 from course_utils.memory import StepMemory
 from course_utils.models import base_model
+from course_utils.setting_checks import require_none, setting_problems
 from course_utils.widgets import Explorer, control, image, now_and_before
 from preflight.lora_targets import check_targets, discover, suggest
 from preflight.memory_plan import predict
@@ -106,12 +107,10 @@ def lora_summary(
         ValueError: if an argument is out of its range, or a target matches nothing.
         FileNotFoundError, RuntimeError: as `configs.load_config`.
     """
-    if bias not in BIASES or not 0 <= lora_dropout < 1 or lora_alpha <= 0:
-        raise ValueError(
-            f"bias={bias!r}, lora_dropout={lora_dropout!r}, lora_alpha={lora_alpha!r} were given. "
-            f"bias is one of {', '.join(BIASES)}, the dropout at least 0 and below 1, alpha above "
-            "0. Correct the one that is not."
-        )
+    if bias not in BIASES:
+        raise ValueError(f"bias={bias!r} was given. Allowed: {', '.join(BIASES)}. Choose one.")
+    arguments = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "bias": bias}
+    require_none(setting_problems(config=LoraConfig(**arguments)))
     empty = _empty(model)
     if isinstance(targets, str) and targets != "all-linear":
         suggestion = suggest(empty, targets, r=r)
@@ -122,7 +121,6 @@ def lora_summary(
             raise ValueError(f"targets={targets!r} was given. {check}")
         names = targets if isinstance(targets, str) else list(targets)
         chosen, layers = {"target_modules": names}, check.layers
-    arguments = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "bias": bias}
     arguments |= chosen | {"task_type": "CAUSAL_LM"}
     parameters = sum(parameter.numel() for parameter in empty.parameters())
     with warnings.catch_warnings():

@@ -11,31 +11,16 @@ from html import escape
 from typing import Any
 
 import ipywidgets
-import torch
 from IPython.display import HTML
-from peft import LoraConfig
-from transformers import BitsAndBytesConfig
 
 from course_utils import configs, plots
 from course_utils.display import call_text, code_html
 from course_utils.memory.step_memory import size_text
 from course_utils.widgets import Explorer, control, image, now_and_before
-from preflight.memory_plan import GPU, GPUS, OPTIMIZERS, GPUFitTable, find_gpu, fit_gpus
+from preflight.memory_plan import GPU, GPUS, METHODS, OPTIMIZERS, GPUFitTable, find_gpu, fit_gpus
+from preflight.memory_plan.options import LORA, QUANTIZED
 
-LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-NF4 = {
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-    "bnb_4bit_compute_dtype": torch.bfloat16,
-}
-# Method -> the arguments of LoraConfig and of BitsAndBytesConfig.
-CONFIGS: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]] = {
-    "full": (None, None),
-    "lora": (LORA, None),
-    "qlora": (LORA, NF4),
-    "int8": (LORA, {"load_in_8bit": True}),
-}
+PLANNED = tuple(method for method in METHODS if method != "peft")
 
 
 def plan_code(
@@ -51,15 +36,16 @@ def plan_code(
     Raises:
         ValueError: if there is no such method.
     """
-    lora, quantization = _configs(method)
+    if method not in PLANNED:
+        raise ValueError(f"method={method!r} was given. Allowed: {', '.join(PLANNED)}. Choose one.")
     training = {
         "per_device_train_batch_size": batch_size,
         "max_length": length,
         "activation_checkpointing": gradient_checkpointing,
         "optim": optimizer,
     }
-    parts = [call_text("BitsAndBytesConfig", quantization)] if quantization else []
-    parts += [call_text("LoraConfig", lora)] if lora else []
+    parts = [call_text("BitsAndBytesConfig", QUANTIZED[method])] if method in QUANTIZED else []
+    parts += [call_text("LoraConfig", LORA)] if method != "full" else []
     return "\n".join([*parts, call_text("SFTConfig", training)])
 
 
@@ -69,14 +55,7 @@ def plan_fits(model: str, method: str, **options: Any) -> GPUFitTable:
     Raises:
         ValueError, FileNotFoundError, RuntimeError: as `memory_plan.fit_gpus`.
     """
-    lora, quantization = _configs(method)
-    return fit_gpus(
-        model,
-        methods=method,
-        peft_config=LoraConfig(**lora) if lora else None,
-        quantization_config=BitsAndBytesConfig(**quantization) if quantization else None,
-        **options,
-    )
+    return fit_gpus(model, methods=method, **options)
 
 
 def verdict(plan: GPUFitTable, gpu: str | GPU) -> str:
@@ -125,7 +104,7 @@ def memory_planner(model: str = "llama-3.1-8b", gpu: str | float = "T4") -> Expl
     names = [(f"{one.name} ({one.memory:.1f} GiB)", name) for name, one in gpus.items()]
     controls = {
         "model": control(menu, "model", value=model, options=models),
-        "method": control(menu, "method", value="qlora", options=list(CONFIGS)),
+        "method": control(menu, "method", value="qlora", options=PLANNED),
         "batch_size": control(slider, "batch size", options=[2**n for n in range(8)]),
         "length": control(slider, "length", value=1024, options=[2**n for n in range(7, 16)]),
         "gradient_checkpointing": control(
@@ -144,9 +123,3 @@ def _where(plan: GPUFitTable) -> str:
         names = ", ".join(row.gpu.name for row in plan.rows if row.fits == fits_it)
         lines.append(f"<p>{words}: {escape(names or 'none')}.</p>")
     return "".join(lines) + f"<p>{escape(' '.join(plan.notes))}</p>"
-
-
-def _configs(method: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    if method not in CONFIGS:
-        raise ValueError(f"method={method!r} was given. Allowed: {', '.join(CONFIGS)}. Choose one.")
-    return CONFIGS[method]

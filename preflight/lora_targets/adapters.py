@@ -1,21 +1,22 @@
 """What peft adapts in a model for the arguments of LoraConfig: asked of peft itself, on a copy.
 
-Used by lessons: 02, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft import LoraConfig, NoMatchingPeftModuleError, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PretrainedConfig
+
+from course_utils.setting_checks import matching
 
 ALL_LINEAR = "all-linear"
 
@@ -99,16 +100,6 @@ def _explain(error: ValueError, config: LoraConfig, model: nn.Module, twin: nn.M
     if message.startswith("Targeting a Conv"):
         return f"{what} of {module.groups} groups, of which the rank {config.r} is no multiple"
     return message.rstrip(".")
-
-
-def matching(target_modules: Collection[str] | str, names: Iterable[str]) -> list[str]:
-    """Return the whole names, in their order, that peft takes for targets.
-
-    A string is a regular expression for the whole name; an entry of a list is the whole name, or
-    its last parts up to a dot.
-    """
-    config = LoraConfig(target_modules=target_modules)
-    return [name for name in names if name and check_target_module_exists(config, name)]
 
 
 def replaced_by(model: nn.Module, leaf: str) -> tuple[str, ...]:

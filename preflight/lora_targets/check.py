@@ -1,13 +1,13 @@
 """Checks a list of target names against a model: what each matches, and what was meant.
 
-Used by lessons: 02, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -15,9 +15,12 @@ from typing import Any
 from torch import nn
 
 from course_utils.display import Result, html_table, text_table
-from preflight.lora_targets.adapters import ALL_LINEAR, make_adapters, matching, replaced_by
+from course_utils.setting_checks import matching
+from preflight.lora_targets.adapters import ALL_LINEAR, make_adapters, replaced_by
 from preflight.lora_targets.discovery import Model, list_targets, open_model
-from preflight.lora_targets.table import Target, TargetTable
+from preflight.lora_targets.table import Target
+
+Owners = Mapping[str, Target]  # the target of each layer, by the layer's whole name
 
 # What families call the same matrix. A wrong name is first looked up here: by its letters alone,
 # GPT-2's c_proj is nearer to q_proj than c_attn is.
@@ -131,13 +134,14 @@ def check_targets(model: Model, names: Sequence[str] | str, r: int = 8) -> Targe
             f"{names!r} is no regular expression ({error}). A string is "
             'one, or "all-linear"; for names give a list: ["q_proj", "v_proj"].'
         ) from error
-    layers = [layer for target in table for layer in target.layers if layer in adapters]
+    owners = {layer: target for target in table for layer in target.layers}
+    layers = [layer for layer in owners if layer in adapters]
     if not isinstance(names, str):
-        checked = [_check_name(name, names[:i], model, table) for i, name in enumerate(names)]
+        checked = [_check_name(name, names[:i], model, owners) for i, name in enumerate(names)]
     elif names.lower() == ALL_LINEAR:
-        checked = [CheckedName(names, len(layers), _kinds(table, layers))]
+        checked = [CheckedName(names, len(layers), _kinds(owners, layers))]
     else:
-        checked = [_check_regex(names, table)]
+        checked = [_check_regex(names, owners)]
     return TargetCheck(
         model=label,
         rank=r,
@@ -165,60 +169,57 @@ def _validate(names: Sequence[str] | str) -> list[str] | str:
     return names
 
 
-def _check_regex(regex: str, table: TargetTable) -> CheckedName:
+def _check_regex(regex: str, owners: Owners) -> CheckedName:
     """Return what a regular expression matches, or the list that was meant."""
-    layers = matching(regex, _layers(table, modules_only=True))
+    layers = matching(regex, _modules(owners))
     if layers:
-        return CheckedName(regex, len(layers), _kinds(table, layers))
+        return CheckedName(regex, len(layers), _kinds(owners, layers))
     names = [part.strip() for part in regex.split(",")]
-    if all(matching([name], _layers(table)) for name in names):
+    if all(matching([name], owners) for name in names):
         problem = "a string is a regular expression for whole names: give a list"
         return CheckedName(regex, 0, (), problem, repr(names))
     return CheckedName(regex, 0, (), "as a regular expression it fits no whole name")
 
 
-def _check_name(
-    name: str, before: Sequence[str], model: nn.Module, table: TargetTable
-) -> CheckedName:
+def _check_name(name: str, before: Sequence[str], model: nn.Module, owners: Owners) -> CheckedName:
     """Return what an entry of a list matches; `before` are the entries before it."""
-    layers = matching([name], _layers(table, modules_only=True))
+    layers = matching([name], _modules(owners))
     problem = nearest = ""
     if replaced := replaced_by(model, name.rpartition(".")[2]):
         if layers:
             problem = f"peft puts {', '.join(sorted(replaced))} in its place: not the layer itself"
-            nearest = f'target_parameters=["{_target_of(layers[0], table).as_parameter}"]'
-        tensors = [t for t in table if t.as_parameter]
-        experts = [t for t in tensors if t.as_parameter.rpartition(".")[2] in replaced]
-        experts = experts or [t for t in tensors if t.as_parameter in replaced]
-        layers = [layer for target in experts for layer in target.layers]
+            nearest = _as_parameter(owners[layers[0]].as_parameter)
+        tensors = {layer: t.as_parameter for layer, t in owners.items() if t.as_parameter}
+        layers = [layer for layer, asked in tensors.items() if asked.rpartition(".")[2] in replaced]
+        layers = layers or [layer for layer, asked in tensors.items() if asked in replaced]
     elif not layers:
-        problem, nearest = _unmatched(name, model, table)
+        problem, nearest = _unmatched(name, model, owners)
     if name in before:
         problem = "; ".join(filter(None, (problem, "stands in the list twice")))
-    return CheckedName(name, len(layers), _kinds(table, layers), problem, nearest)
+    return CheckedName(name, len(layers), _kinds(owners, layers), problem, nearest)
 
 
-def _unmatched(name: str, model: nn.Module, table: TargetTable) -> tuple[str, str]:
+def _unmatched(name: str, model: nn.Module, owners: Owners) -> tuple[str, str]:
     """Return what is wrong with a name that no module has, and the name that was meant."""
-    tensors = matching([name], _layers(table))
+    tensors = matching([name], owners)
     if tensors:
-        asked = f'target_parameters=["{_target_of(tensors[0], table).as_parameter}"]'
-        return "a bare parameter, not a module", asked
+        return "a bare parameter, not a module", _as_parameter(owners[tensors[0]].as_parameter)
     modules = dict(model.named_modules())
     inside = matching([name], modules)
     if inside:
         what = type(modules[inside[0]]).__name__
         return f"a {what}, which holds layers and is none: peft raises", ""
-    by_case = [t.name for t in table if t.name.lower() == name.lower()]
+    targets = {target.name: target for target in owners.values()}
+    by_case = [known for known in targets if known.lower() == name.lower()]
     if by_case:
         return "matches nothing: upper and lower case count", by_case[0]
-    return "matches nothing", _nearest(name, table)
+    return "matches nothing", _nearest(name, targets)
 
 
-def _nearest(name: str, table: TargetTable) -> str:
+def _nearest(name: str, targets: Mapping[str, Target]) -> str:
     """Return the name in the model that was probably meant: by its role, else by its letters."""
-    names = {t.name: t for t in table if t.kind not in ("vision", "audio", "projector")}
-    known = list(dict.fromkeys([*names, *(n.rpartition(".")[2] for n in names)]))
+    names = [one for one, t in targets.items() if t.kind not in ("vision", "audio", "projector")]
+    known = list(dict.fromkeys([*names, *(one.rpartition(".")[2] for one in names)]))
     words = list(dict.fromkeys(word for role in ROLES for word in role))
     leaf = name.rpartition(".")[2]
     exact = [word for word in words if word.lower() == leaf.lower()]
@@ -229,20 +230,17 @@ def _nearest(name: str, table: TargetTable) -> str:
         return close[0]
     role = next(role for role in ROLES if close[0] in role)
     word = next((word for word in role if word in names), "")
-    parameter = word and names[word].type == "Parameter"
-    return f'target_parameters=["{word}"]' if parameter else word
+    return _as_parameter(word) if word and targets[word].type == "Parameter" else word
 
 
-def _layers(table: TargetTable, modules_only: bool = False) -> list[str]:
-    targets = (t for t in table if not modules_only or t.type != "Parameter")
-    return [layer for target in targets for layer in target.layers]
+def _as_parameter(name: str) -> str:
+    return f'target_parameters=["{name}"]'
 
 
-def _target_of(layer: str, table: TargetTable) -> Target:
-    return next(target for target in table if layer in target.layers)
+def _modules(owners: Owners) -> list[str]:
+    return [layer for layer, target in owners.items() if target.type != "Parameter"]
 
 
-def _kinds(table: TargetTable, layers: Sequence[str]) -> tuple[str, ...]:
-    """Return the kinds of some layers, in the table's order."""
-    found = set(layers)
-    return tuple(dict.fromkeys(t.kind for t in table if not found.isdisjoint(t.layers)))
+def _kinds(owners: Owners, layers: Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds of some layers, in their order."""
+    return tuple(dict.fromkeys(owners[layer].kind for layer in layers))

@@ -1,6 +1,6 @@
 """Gathers a model's layers into the table of what LoRA can target.
 
-Used by lessons: 02, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06.
 """
 
 from __future__ import annotations
@@ -16,12 +16,8 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from course_utils.configs import build_empty, load_config
-from preflight.lora_targets.adapters import (
-    ALL_LINEAR,
-    make_adapters,
-    matching,
-    replaced_by,
-)
+from course_utils.setting_checks import matching
+from preflight.lora_targets.adapters import ALL_LINEAR, make_adapters, replaced_by
 from preflight.lora_targets.layers import Layer, find_layers
 from preflight.lora_targets.table import Rest, Target, TargetTable
 

@@ -8,16 +8,16 @@ that share the model need. From a config to the predicted peak::
         |  1  check the options, and the libraries          options, library_patches
         v
     model of fake tensors: shapes without values
-        |  2  build it, quantized and with its adapter      fake_model, fake_tensors
+        |  2  build it, quantized and with its adapter      fake_model
         v
     forward and backward, by the libraries' own code
         |  3  as on a GPU, followed by the meter            simulate, library_patches
-        |  4  with 4 and with 5 layers, from there to all;  extrapolate, layers
+        |  4  with 4 and with 5 layers, from there to all;  extrapolate
         |     where layers differ, with all of them
         v
     levels of the passes          what is trained
         |                             |  5  clipping and the optimizer's second step,
-        |                             |     alone, with its state   simulate, optimizers
+        |                             |     alone, with its state   simulate
         v                             v
         +--------------+--------------+
                        |  6  the optimizer's state on top of the passes, and what
@@ -38,9 +38,8 @@ Used by lessons: 02, 04, 07, 08, 10.
 
 from preflight.memory_plan.advice import Change, Overhead, largest
 from preflight.memory_plan.gpu_fit import GPUFit, GPUFitTable, fit_gpus, plan_text
-from preflight.memory_plan.gpus import GPU, GPUS, GPUTable, find_gpu
-from preflight.memory_plan.optimizers import OPTIMIZERS
-from preflight.memory_plan.options import METHODS
+from preflight.memory_plan.gpus import GPU, GPUS, find_gpu, gpu_table
+from preflight.memory_plan.options import METHODS, OPTIMIZERS
 from preflight.memory_plan.predict import predict
 from preflight.memory_plan.sharding import Units, sharded, units
 from preflight.memory_plan.throughput import flops_per_token, tokens_per_second
@@ -53,12 +52,12 @@ __all__ = [
     "Change",
     "GPUFit",
     "GPUFitTable",
-    "GPUTable",
     "Overhead",
     "Units",
     "find_gpu",
     "fit_gpus",
     "flops_per_token",
+    "gpu_table",
     "largest",
     "plan_text",
     "predict",

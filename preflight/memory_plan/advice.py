@@ -5,8 +5,10 @@ Used by lessons: 02, 04, 07, 08, 10.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -65,124 +67,118 @@ class Change:
         return f"{self.name} ({self.setting}): saves {size_text(self.saving)}"
 
 
-class Simulations:
-    """Predictions for one model, each made once."""
+class Search:
+    """What plans for one model need, each simulated once, and what a plan can become on a GPU."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.config = config
+    def __init__(self, config: PretrainedConfig, overhead: Overhead) -> None:
+        self.config, self.overhead = config, overhead
         self.made: dict[str, StepMemory] = {}
-        self.units: Units | None = None
+        # What was asked for one GPU serves the next: method and size -> the bytes by that size.
+        self.points: defaultdict[tuple[str, str], dict[int, int]] = defaultdict(dict)
 
-    def __call__(self, plan: Mapping[str, Any]) -> StepMemory:
+    @cached_property
+    def units(self) -> Units:
+        return units(self.config)
+
+    def memory(self, plan: Mapping[str, Any]) -> StepMemory:
         options = {k: v for k, v in plan.items() if k != "shards"}
-        key = repr(sorted(options.items(), key=lambda item: item[0]))
+        key = repr(sorted(options.items()))
         if key not in self.made:
             self.made[key] = predict(self.config, **options)
-        if plan["shards"] == 1:
-            return self.made[key]
-        self.units = self.units or units(self.config)
-        return sharded(self.made[key], self.units, plan["shards"])
-
-
-class Search:
-    """What one plan can become on a GPU; what was simulated for one GPU serves the next."""
-
-    def __init__(self, simulate: Simulations, plan: Mapping[str, Any], overhead: Overhead) -> None:
-        self.simulate, self.plan, self.overhead = simulate, plan, overhead
-        self.batches: dict[int, int] = {}
-        self.lengths: dict[int, int] = {}
-
-    def peak(self, plan: Mapping[str, Any]) -> int:
-        return self.simulate(plan).peak
+        alone = plan["shards"] == 1
+        return self.made[key] if alone else sharded(self.made[key], self.units, plan["shards"])
 
     def needed(self, plan: Mapping[str, Any]) -> int:
-        peak = self.peak(plan)
+        peak = self.memory(plan).peak
         return peak + self.overhead.of(peak)
 
-    def limits(self, gpu: GPU) -> tuple[int, int]:
+    def limits(self, plan: Mapping[str, Any], gpu: GPU) -> tuple[int, int]:
         """Return the largest batch and the largest length that fit, 0 where none does."""
-        text = self.simulate.config.get_text_config()
+        text = self.config.get_text_config()
         context = getattr(text, "max_position_embeddings", None) or LONGEST
         unit = min(TOKENS, context)
         batch = largest(
-            lambda n: self.needed({**self.plan, "batch_size": n}),
+            lambda n: self.needed({**plan, "batch_size": n}),
             gpu.bytes,
-            start=self.plan["batch_size"],
-            end=max(LARGEST_BATCH, self.plan["batch_size"]),
-            points=self.batches,
+            start=plan["batch_size"],
+            end=max(LARGEST_BATCH, plan["batch_size"]),
+            points=self.points[plan["method"], "batch_size"],
         )
-        if self.plan["length"] % unit == 0:  # a point that is known
-            self.lengths[self.plan["length"] // unit] = self.needed(self.plan)
+        lengths = self.points[plan["method"], "length"]
+        if plan["length"] % unit == 0:  # a point that is known
+            lengths[plan["length"] // unit] = self.needed(plan)
         # With the attention kernels in use memory follows the tokens of a batch, however they are
         # divided into rows, so the batch's answer is the first guess for the length.
         tokens = largest(
-            lambda n: self.needed({**self.plan, "length": unit * n}),
+            lambda n: self.needed({**plan, "length": unit * n}),
             gpu.bytes,
-            start=max(1, batch * self.plan["length"] // (self.plan["batch_size"] * unit)),
+            start=max(1, batch * plan["length"] // (plan["batch_size"] * unit)),
             end=context // unit,
-            points=self.lengths,
+            points=lengths,
         )
         return batch, tokens * unit
 
-    def advice(self, gpu: GPU) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
-        """Return the change or changes that make the plan fit, and those that alone do not."""
-        if self.needed(self.plan) <= gpu.bytes:
+    def advice(
+        self, plan: Mapping[str, Any], gpu: GPU
+    ) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+        """Return the change or changes that make a plan fit, and those that alone do not."""
+        if self.needed(plan) <= gpu.bytes:
             return (), ()
         tried = []
-        for step in self.possible(self.plan, gpu):
-            change = self.chain([step], gpu)[0]
+        for step in self.possible(plan, gpu):
+            (change,) = self.changes(plan, [step], gpu)
             if change.fits:
                 return (change,), tuple(tried)
             tried.append(change)
-        return tuple(self.chain(self.together(gpu), gpu)), tuple(tried)
-
-    def together(self, gpu: GPU) -> list[_Step]:
-        """Return steps that make the plan fit only together, [] where nothing does."""
-        taken: list[_Step] = []
-        plan = self.plan
-        while self.needed(plan) > gpu.bytes:
-            step = next(
-                (
-                    s
-                    for s in self.possible(plan, gpu)
-                    if self.peak({**plan, **s.update}) < self.peak(plan)
-                ),
-                None,
-            )
-            if step is None:
-                return []
-            taken.append(step)
-            plan = {**plan, **step.update}
-        # A later step can make an earlier one needless: QLoRA after LoRA, say.
-        for step in taken[:-1]:
-            rest = [other for other in taken if other is not step]
-            if self.needed(self.after(rest)) <= gpu.bytes:
-                taken = rest
-        return taken
+        return self.changes(plan, self.together(plan, gpu), gpu), tuple(tried)
 
     def possible(self, plan: Mapping[str, Any], gpu: GPU) -> list[_Step]:
         """Return the steps from a plan, without those that leave weights that are too large."""
-        heavy = self.simulate(plan).total("load") + self.overhead.of(0) > gpu.bytes
+        heavy = self.memory(plan).total("load") + self.overhead.of(0) > gpu.bytes
         return [s for s in steps(plan, gpu) if s.lightens or not heavy]
 
-    def after(self, taken: Sequence[_Step]) -> dict[str, Any]:
-        plan = dict(self.plan)
-        for step in taken:
-            plan |= step.update
-        return plan
-
-    def chain(self, taken: Sequence[_Step], gpu: GPU) -> list[Change]:
-        """Return steps as changes, each with what it saves after those before it."""
-        plans = [self.after(taken[:i]) for i in range(len(taken) + 1)]
-        return [
-            Change(
-                step.name,
-                step.setting,
-                self.peak(before) - self.peak(after),
-                self.needed(after) <= gpu.bytes,
+    def together(self, plan: Mapping[str, Any], gpu: GPU) -> list[_Step]:
+        """Return steps that make a plan fit only together, [] where nothing does."""
+        taken: list[_Step] = []
+        now = plan
+        while self.needed(now) > gpu.bytes:
+            peak = self.memory(now).peak
+            saving = (
+                step
+                for step in self.possible(now, gpu)
+                if self.memory({**now, **step.update}).peak < peak
             )
-            for step, before, after in zip(taken, plans, plans[1:], strict=False)
-        ]
+            step = next(saving, None)
+            if step is None:
+                return []
+            taken.append(step)
+            now = {**now, **step.update}
+        # A later step can make an earlier one needless: QLoRA after LoRA, say.
+        for step in taken[:-1]:
+            rest = [other for other in taken if other is not step]
+            if self.needed(_after(plan, rest)) <= gpu.bytes:
+                taken = rest
+        return taken
+
+    def changes(
+        self, plan: Mapping[str, Any], taken: Sequence[_Step], gpu: GPU
+    ) -> tuple[Change, ...]:
+        """Return steps as changes, each with what it saves after those before it."""
+        changes = []
+        for i, step in enumerate(taken):
+            before, after = _after(plan, taken[:i]), _after(plan, taken[: i + 1])
+            saving = self.memory(before).peak - self.memory(after).peak
+            fits = self.needed(after) <= gpu.bytes
+            changes.append(Change(step.name, step.setting, saving, fits))
+        return tuple(changes)
+
+
+def _after(plan: Mapping[str, Any], taken: Sequence[_Step]) -> dict[str, Any]:
+    """Return a plan with steps taken."""
+    plan = dict(plan)
+    for step in taken:
+        plan |= step.update
+    return plan
 
 
 @dataclass(frozen=True)

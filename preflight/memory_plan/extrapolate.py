@@ -15,18 +15,19 @@ Used by lessons: 02, 04, 07, 08, 10.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
-from fractions import Fraction
+from typing import Any
 
+import numpy as np
+from torch import nn
 from transformers import PretrainedConfig
 
 from course_utils.memory.allocations import Region
 from preflight.memory_plan.fake_model import build_base
-from preflight.memory_plan.layers import are_alike, layers_of, with_layers
 from preflight.memory_plan.options import StepOptions
-from preflight.memory_plan.simulate import Levels, Pass, Trained, simulated_pass
+from preflight.memory_plan.simulate import Pass, Trained, layers_of, simulated_pass
 
 FEW = 4  # two layers at the bottom and two at the top; the second pass has one more, between them
 PER_LAYER_OPTIONS = (
@@ -52,18 +53,14 @@ def extrapolate(config: PretrainedConfig, options: StepOptions) -> Pass:
     """
     _check_config(config, options)
     count = config.get_text_config().num_hidden_layers
-    small = simulated_pass(with_layers(config, FEW), options)
-    large = simulated_pass(with_layers(config, FEW + 1), options)
+    small = simulated_pass(_with_layers(config, FEW), options)
+    large = simulated_pass(_with_layers(config, FEW + 1), options)
     trained = _all_trained(small.trained, large.trained, count - FEW)
-    at = {
-        region: start.towards(end, count - FEW)
-        for region, (start, end) in _lines(small.regions, large.regions).items()
-    }
-    parts = list(_in_order(at, count))
+    parts = list(_in_order(_levels(small.regions, large.regions, count), count))
     return Pass(
-        moments=[(phase, row) for phase, part in parts for row in (part.highest, part.last)],
-        ended=parts[-2][1].last,
-        freed=parts[-1][1].last,
+        moments=[(phase, row) for phase, part in parts for row in part],
+        ended=parts[-2][1][-1],
+        freed=parts[-1][1][-1],
         trained=trained,
     )
 
@@ -75,50 +72,87 @@ def _check_config(config: PretrainedConfig, options: StepOptions) -> None:
     digits = any(character.isdigit() for character in str(named))
     if digits or any(getattr(adapter, name, None) for name in PER_LAYER_OPTIONS):
         raise LayersDiffer("The adapter may treat layers differently")
-    layers = layers_of(build_base(config, replace(options, quantization_config=None)))
+    layers = layers_of(build_base(config, options))
     if layers is None or len(layers) != config.get_text_config().num_hidden_layers:
         raise LayersDiffer("The model has no list of layers as long as its config says")
-    if not are_alike(layers):
+    if not _are_alike(layers):
         raise LayersDiffer("The layers differ")
 
 
-def _lines(
-    small: dict[Region, Levels], large: dict[Region, Levels]
-) -> dict[Region, tuple[Levels, Levels]]:
-    """Pair the regions of two passes: layers by their place from the bottom (0, 1) or the top
-    (-1, -2).
+def _with_layers(config: PretrainedConfig, count: int) -> PretrainedConfig:
+    """Return a copy of a config with the first `count` of its layers."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == text.num_hidden_layers:
+            setattr(text, name, value[:count])
+    text.num_hidden_layers = count
+    return config
+
+
+def _are_alike(layers: nn.ModuleList) -> bool:
+    """Return whether layers use memory alike, and none shares a tensor with another."""
+    own = [id(p) for layer in layers for p in layer.parameters()]
+    return len({_signature(layer) for layer in layers}) == 1 and len(own) == len(set(own))
+
+
+def _signature(layer: nn.Module) -> tuple[Any, ...]:
+    """Return what decides how a layer uses memory: its modules, their settings and tensors."""
+    rows = []
+    for name, module in layer.named_modules():
+        settings = tuple(
+            (key, value)
+            for key, value in sorted(vars(module).items())
+            if isinstance(value, int | float | str | None) and "idx" not in key
+        )
+        tensors = tuple(
+            (key, tuple(tensor.shape), tensor.dtype)
+            for key, tensor in {**module._parameters, **module._buffers}.items()
+            if tensor is not None
+        )
+        rows.append((name, type(module), settings, tensors))
+    return tuple(rows)
+
+
+def _levels(
+    small: dict[Region, np.ndarray], large: dict[Region, np.ndarray], count: int
+) -> dict[Region, np.ndarray]:
+    """Return the levels of each region with all layers: of the two layers at the bottom (0, 1) and
+    at the top (-2, -1), and of what comes before and after them.
 
     Raises:
-        LayersDiffer: if they do not pair, or the layer in the middle is not between its neighbours.
+        LayersDiffer: if the regions do not pair, or the layer in the middle is not between its
+            neighbours.
     """
-    lines: dict[Region, tuple[Levels, Levels]] = {}
+    names = [(phase, where) for phase, where in small if isinstance(where, str)]
     try:
-        for phase, where in small:
-            if isinstance(where, int):
-                for place in range(-2, 2):
-                    pair = small[phase, place % FEW], large[phase, place % (FEW + 1)]
-                    lines[phase, place] = pair
-            else:
-                lines[phase, where] = small[phase, where], large[phase, where]
+        pairs = {name: (small[name], large[name]) for name in names}
         for phase in ("forward", "backward"):
+            for place in (0, 1, -2, -1):
+                pairs[phase, place] = small[phase, place % FEW], large[phase, place % (FEW + 1)]
             below, middle, above = (large[phase, index] for index in (1, 2, 3))
-            if not middle.is_between(below, above):
+            if (below + above != 2 * middle).any():
                 raise LayersDiffer("The layers differ in the memory that they take")
     except KeyError as error:
         raise LayersDiffer("The layers differ in how they are called") from error
-    return lines
+    return {name: _towards(start, end, count - FEW) for name, (start, end) in pairs.items()}
 
 
-def _in_order(at: dict[Region, Levels], count: int) -> Iterator[tuple[str, Levels]]:
+def _towards(start: np.ndarray, end: np.ndarray, steps: int, whole: int = 1) -> np.ndarray:
+    """Return the levels that lie `steps` / `whole` of the way from some to others."""
+    return start + (end - start) * steps // whole
+
+
+def _in_order(at: dict[Region, np.ndarray], count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the phase and the levels of each region in order, with all layers: those in the middle
     are on the line between others."""
 
-    def layers(phase: str) -> list[tuple[str, Levels]]:
+    def layers(phase: str) -> list[tuple[str, np.ndarray]]:
         low, high = at[phase, 1], at[phase, -2]
-        middle = [low.towards(high, Fraction(i - 1, count - 3)) for i in range(2, count - 2)]
+        middle = [_towards(low, high, i - 1, count - 3) for i in range(2, count - 2)]
         return [(phase, part) for part in (at[phase, 0], low, *middle, high, at[phase, -1])]
 
-    def others(*regions: Region) -> list[tuple[str, Levels]]:
+    def others(*regions: Region) -> list[tuple[str, np.ndarray]]:
         return [(region[0], at[region]) for region in regions if region in at]
 
     yield from others(("load", "before"), ("forward", "before"))

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from course_utils.configs import build_empty, load_config
 from course_utils.display import text_table
 from course_utils.memory.step_memory import StepMemory, size_text
-from preflight.memory_plan.advice import GIB, Change, Overhead, Search, Simulations
+from preflight.memory_plan.advice import GIB, Change, Overhead, Search
 from preflight.memory_plan.gpus import GPU, GPUS, find_gpu
 from preflight.memory_plan.sharding import check_degree
 
@@ -186,15 +186,15 @@ def fit_gpus(
             f"{len(chosen)} GPUs and {len(wanted)} methods were given. There has to be at least "
             "one of each. Leave gpus out for all that the course knows."
         )
-    simulate = Simulations(config)
+    search = Search(config, overhead)
+    sizes = {"batch_size": batch_size, "length": length, "shards": shards}
     rows = []
     for method in wanted:
-        plan = {"method": method, "batch_size": batch_size, "length": length, "shards": shards}
-        search = Search(simulate, plan | options, overhead)
-        memory = simulate(search.plan)
+        plan = {"method": method} | sizes | options
+        memory = search.memory(plan)
         for gpu in chosen:
-            largest = search.limits(gpu) if limits else (None, None)
-            remedy = search.advice(gpu) if advice else ((), ())
+            largest = search.limits(plan, gpu) if limits else (None, None)
+            remedy = search.advice(plan, gpu) if advice else ((), ())
             rows.append(GPUFit(gpu, method, memory, overhead.of(memory.peak), *largest, *remedy))
     rows.sort(key=lambda row: chosen.index(row.gpu))
     quantized = options.get("quantization_config") is not None

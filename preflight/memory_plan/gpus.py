@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from course_utils.display import Result
+from course_utils.display import text_table
 
 
 @dataclass(frozen=True)
@@ -60,32 +60,22 @@ GPUS = (
     ),
     GPU("Apple 128GB", 107.52, 128, False, "antirez/ds4#893 (2026)", cuda=False),
 )
-
-
 LARGEST = 1000  # GiB; larger numbers are names, such as 4090
 
 
-@dataclass(frozen=True)
-class GPUTable(Result):
-    """GPUs as a table."""
-
-    gpus: tuple[GPU, ...] = GPUS
-
-    def headers(self) -> tuple[str, ...]:
-        return ("GPU", "sold as", "memory", "bfloat16", "source of the memory figure")
-
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Return one row a GPU for a table."""
-        return [
-            (
-                gpu.name,
-                f"{gpu.sold_as} GB" if gpu.sold_as else "",
-                f"{gpu.memory:.2f} GiB",
-                "yes" if gpu.bf16 else "no" if gpu.cuda else "depends on the chip",
-                gpu.source,
-            )
-            for gpu in self.gpus
-        ]
+def gpu_table() -> str:
+    """Return the GPUs as a table of text."""
+    rows = [
+        (
+            gpu.name,
+            f"{gpu.sold_as} GB",
+            f"{gpu.memory:.2f} GiB",
+            "yes" if gpu.bf16 else "no" if gpu.cuda else "depends on the chip",
+            gpu.source,
+        )
+        for gpu in GPUS
+    ]
+    return text_table(rows, ("GPU", "sold as", "memory", "bfloat16", "source of the memory figure"))
 
 
 def find_gpu(name: str | float | GPU) -> GPU:

@@ -262,10 +262,11 @@ CALLED = (
     Name("accelerate.utils.operations.convert_to_fp32", None, "tensor"),
     Name("bitsandbytes.autograd._functions.MatMul8bitLt.forward", None, "A B out bias state"),
     Name(
-        "bitsandbytes.functional.QuantState",
+        "bitsandbytes.functional.quantize_4bit",
         None,
-        "absmax shape code blocksize quant_type dtype offset state2",
+        "A blocksize compress_statistics quant_type quant_storage",
     ),
+    Name("bitsandbytes.functional.name2qmap"),
     Name("bitsandbytes.optim.optimizer.GlobalOptimManager.initialize", None, "self"),
     Name("torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward", None, "query key"),
     Name("torch.ops.bitsandbytes.gemm_4bit", None, "A B shapeB absmax blocksize absmax_8bit"),

@@ -12,9 +12,41 @@ import torch
 from peft import LoraConfig, PeftConfig
 from transformers import BitsAndBytesConfig
 
-from preflight.memory_plan.optimizers import OPTIMIZERS
-
 METHODS = ("full", "lora", "qlora", "int8", "peft")
+# The arguments of LoraConfig, and of BitsAndBytesConfig, of a method that is given no others.
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+QUANTIZED = {
+    "qlora": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    },
+    "int8": {"load_in_8bit": True},
+}
+# Those of TrainingArguments.optim that need no further package. Without paged AdEMAMix, which
+# bitsandbytes cannot make where there is no GPU.
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "ademamix",
+    "ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+    "adafactor",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+)
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -114,51 +146,44 @@ def _dtype(name: str, value: str | torch.dtype) -> torch.dtype:
 
 
 def _adapter(method: str, given: PeftConfig | None) -> PeftConfig | None:
-    if given is not None and not isinstance(given, PeftConfig):
+    if given is None:
+        if method == "peft":
+            raise ValueError(
+                "method='peft' without a peft_config. Pass any config of peft, or choose one of "
+                "full, lora, qlora, int8."
+            )
+        return None if method == "full" else LoraConfig(**LORA)
+    if not isinstance(given, PeftConfig):
         raise ValueError(
             f"peft_config is a {type(given).__name__}. Allowed is a config of peft, such as "
             "LoraConfig(r=16, target_modules='all-linear')."
         )
     if method == "full":
-        if given is not None:
-            raise ValueError(
-                "method='full' with a peft_config. Full fine-tuning has no adapter: choose "
-                "method='peft', or leave the peft_config out."
-            )
-        return None
-    if method == "peft" and given is None:
         raise ValueError(
-            "method='peft' without a peft_config. Pass any config of peft, or choose one of full, "
-            "lora, qlora, int8."
+            "method='full' with a peft_config. Full fine-tuning has no adapter: choose "
+            "method='peft', or leave the peft_config out."
         )
-    return given or LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    return given
 
 
 def _quantization(method: str, given: BitsAndBytesConfig | None) -> BitsAndBytesConfig | None:
-    if given is not None and not isinstance(given, BitsAndBytesConfig):
+    if given is None:
+        return BitsAndBytesConfig(**QUANTIZED[method]) if method in QUANTIZED else None
+    if not isinstance(given, BitsAndBytesConfig):
         raise ValueError(
             f"quantization_config is a {type(given).__name__}. Allowed is a BitsAndBytesConfig."
         )
-    if method in ("full", "lora") and given is not None:
+    if method in ("full", "lora"):
         raise ValueError(
             f"method={method!r} with a quantization_config. A quantized base is trained with "
             "method='qlora', 'int8' or 'peft'."
         )
-    if given is not None and not (given.load_in_4bit or given.load_in_8bit):
+    if not (given.load_in_4bit or given.load_in_8bit):
         raise ValueError(
             "quantization_config quantizes nothing: neither load_in_4bit nor load_in_8bit is set."
         )
-    if method == "qlora":
-        if given is not None and not given.load_in_4bit:
-            raise ValueError("method='qlora' with a config that has no load_in_4bit. Use 'int8'.")
-        return given or BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    if method == "int8":
-        if given is not None and not given.load_in_8bit:
-            raise ValueError("method='int8' with a config that has no load_in_8bit. Use 'qlora'.")
-        return given or BitsAndBytesConfig(load_in_8bit=True)
+    if method == "qlora" and not given.load_in_4bit:
+        raise ValueError("method='qlora' with a config that has no load_in_4bit. Use 'int8'.")
+    if method == "int8" and not given.load_in_8bit:
+        raise ValueError("method='int8' with a config that has no load_in_8bit. Use 'qlora'.")
     return given

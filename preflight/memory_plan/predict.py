@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,15 +21,14 @@ from course_utils.configs import load_config
 from course_utils.memory.allocations import Moment, phases_and_timeline
 from course_utils.memory.step_memory import CATEGORIES, StepMemory
 from preflight.memory_plan.extrapolate import FEW, LayersDiffer, extrapolate
-from preflight.memory_plan.library_patches import check_libraries
-from preflight.memory_plan.options import StepOptions
-from preflight.memory_plan.simulate import (
-    STATE,
-    OptimizerStep,
-    Pass,
-    run_optimizer,
-    simulated_pass,
+from preflight.memory_plan.library_patches import (
+    LibraryChanged,
+    changed_library,
+    check_libraries,
+    other_versions,
 )
+from preflight.memory_plan.options import StepOptions
+from preflight.memory_plan.simulate import STATE, Pass, run_optimizer, simulated_pass
 
 GRADIENTS = CATEGORIES.index("gradients")
 
@@ -102,9 +103,11 @@ def predict(
     )
     config = load_config(model)
     check_libraries(device)
-    passes, simulated = _passes(config, options, layers)
-    step = run_optimizer(passes.trained, options)
-    phases, timeline = phases_and_timeline(_moments(passes, step))
+    with _explained(f"A step of {config.model_type!r} with these options"):
+        passes, simulated = _passes(config, options, layers)
+    with _explained(f"A step of the optimizer {options.optimizer!r}"):
+        step, state, host = run_optimizer(passes.trained, options)
+    phases, timeline = phases_and_timeline(_moments(passes, step, state))
     settings = {
         "model": config.name_or_path or config.model_type,
         "method": method,
@@ -121,7 +124,7 @@ def predict(
         "simulated_layers": simulated,
         "seconds": round(time.perf_counter() - started, 2),
     }
-    return StepMemory(phases, step.host, timeline, device=device, settings=settings)
+    return StepMemory(phases, host, timeline, device=device, settings=settings)
 
 
 def _passes(config: PretrainedConfig, options: StepOptions, layers: str) -> tuple[Pass, list[int]]:
@@ -141,14 +144,34 @@ def _warn_once(text: str) -> None:
     logging.getLogger(__name__).warning(text)
 
 
-def _moments(passes: Pass, step: OptimizerStep) -> list[Moment]:
-    """Join the passes, which ran before the optimizer had a state, with the optimizer's step."""
+def _moments(passes: Pass, step: list[Moment], size: int) -> list[Moment]:
+    """Join the passes, which ran before the optimizer had a state of that size, with its step."""
     state = np.zeros(len(CATEGORIES), dtype=np.int64)
-    state[STATE] = step.state
+    state[STATE] = size
     resting = passes.freed.copy()
     resting[GRADIENTS] = 0  # the optimizer's step has its own
     return [
         *((phase, row if phase == "load" else row + state) for phase, row in passes.moments),
         ("clip", passes.ended + state),  # clipping starts while the loss still holds the graph
-        *((phase, row + resting) for phase, row in step.moments),
+        *((phase, row + resting) for phase, row in step),
     ]
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Say in plain words what goes wrong inside."""
+    try:
+        yield
+    except (ValueError, ImportError, MemoryError, LibraryChanged):
+        raise
+    except Exception as error:
+        changed = changed_library(error)
+        if changed is not None:
+            raise changed from error
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise RuntimeError(
+            f"{what} cannot be simulated ({reason}). "
+            "Code that asks for the values of tensors is beyond the prediction. Try another dtype "
+            "or attention, or measure a real step of a smaller config with MeterCallback."
+            f"{''.join(f' Not seen before: {n} {v}.' for n, v in other_versions().items())}"
+        ) from error

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from course_utils.configs import build_empty, load_config
 from course_utils.memory.step_memory import Sample, StepMemory
-from preflight.memory_plan.layers import layers_of
+from preflight.memory_plan.simulate import layers_of
 
 DIVIDED = ("weights", "adapters", "gradients", "optimizer state")
 # fully_shard gathers the next layer while one computes: torch, docs/notes/fsdp, "implicit

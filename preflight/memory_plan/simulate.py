@@ -5,31 +5,24 @@ Used by lessons: 02, 04, 07, 08, 10.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import operations
 from torch import nn
-from transformers import PretrainedConfig, trainer_pt_utils
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig, Trainer, TrainingArguments, trainer_pt_utils
 
 from course_utils.memory.allocations import Moment, Region, highest
-from course_utils.memory.measure import attached, count_states
-from course_utils.memory.meter import MemoryMeter
+from course_utils.memory.measure import attached, count_states, unwrapped
+from course_utils.memory.meter import MemoryMeter, in_backward, tensors_in
 from course_utils.memory.step_memory import CATEGORIES
-from preflight.memory_plan.fake_model import build_model
-from preflight.memory_plan.fake_tensors import NoValues, fake_mode
-from preflight.memory_plan.layers import layers_of, mark_layers
-from preflight.memory_plan.library_patches import (
-    LibraryChanged,
-    changed_library,
-    other_versions,
-    patched,
-)
-from preflight.memory_plan.optimizers import make_optimizer
+from preflight.memory_plan.fake_model import NoValues, build_model, fake_mode
+from preflight.memory_plan.library_patches import patched, ready_for_fake
 from preflight.memory_plan.options import StepOptions
 
 WEIGHTS, STATE = CATEGORIES.index("weights"), CATEGORIES.index("optimizer state")
@@ -49,51 +42,19 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Levels:
-    """The bytes in use by category at the highest moment of a region, and at its last."""
-
-    highest: np.ndarray
-    last: np.ndarray
-
-    def towards(self, other: Levels, steps: int | Fraction) -> Levels:
-        """Return the levels that lie `steps` times the way from these to another's."""
-
-        def go(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            pairs = zip(a.tolist(), b.tolist(), strict=True)
-            return np.array([int(x + (y - x) * steps) for x, y in pairs])
-
-        return Levels(go(self.highest, other.highest), go(self.last, other.last))
-
-    def is_between(self, below: Levels, above: Levels) -> bool:
-        """Return whether these levels lie in the middle of two others, to the byte."""
-        highest = below.highest + above.highest == 2 * self.highest
-        last = below.last + above.last == 2 * self.last
-        return bool(highest.all() and last.all())
-
-
-@dataclass(frozen=True)
 class Pass:
     """A pass forward and backward, as if the optimizer had no state yet.
 
     Its moments in order; the levels at the end of the backward pass, and after its graph was freed;
-    the parameters that it trains; and the regions of a simulated one, none if one came twice.
+    the parameters that it trains; and the regions of a simulated one, none if one came twice: a row
+    for the highest moment of a region, a row for its last.
     """
 
     moments: list[Moment]
     ended: np.ndarray
     freed: np.ndarray
     trained: tuple[Trained, ...]
-    regions: dict[Region, Levels] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class OptimizerStep:
-    """Clipping and an optimizer's step, with neither weights nor adapters: its moments, and the
-    bytes of the optimizer's state on the device and on the host."""
-
-    moments: list[Moment]
-    state: int
-    host: int
+    regions: dict[Region, np.ndarray] = field(default_factory=dict)
 
 
 def simulated_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
@@ -101,21 +62,14 @@ def simulated_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
 
     Raises:
         ValueError: if transformers or peft refuse the model with these options.
-        RuntimeError: if the model's code needs values, which fake tensors do not have, or if a
-            library no longer has what the simulation relies on (LibraryChanged).
     """
-    with _explained(f"A step of {config.model_type!r} with these options"):
-        return _run_pass(config, options)
-
-
-def _run_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
     meter = MemoryMeter("cpu", simulated=options.device)
     with fake_mode() as fake:
         model = build_model(config, options, fake)
         layers = layers_of(model)
         with attached(meter, model), fake, patched(options.device), NoValues(), meter:
             if layers is not None:
-                mark_layers(meter, layers)
+                _mark_layers(meter, layers)
             meter.start("forward")
             if options.gradient_accumulation_steps > 1:
                 _add_gradients(meter, model)
@@ -133,8 +87,51 @@ def _run_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
         ended=levels[allocations.runs[-1][0]],
         freed=levels[-1],
         trained=trained,
-        regions={name: Levels(highest(part), part[-1]) for name, part in regions if once},
+        regions={name: np.array([highest(part), part[-1]]) for name, part in regions if once},
     )
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList | None:
+    """Return a model's decoder layers: the largest list, of those as long as its config says.
+
+    Where none is as long, the largest of all; None where there is no list.
+    """
+    model = unwrapped(model)
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    size = {id(m): sum(p.numel() for p in m.parameters()) for m in lists}
+    return max(lists, key=lambda m: (len(m) == count, size[id(m)]), default=None)
+
+
+def _mark_layers(meter: MemoryMeter, layers: nn.ModuleList) -> None:
+    """Mark in the meter's allocations where each layer's work starts, forward and backward."""
+    last = len(layers) - 1
+
+    def start(phase: str, where: str | int) -> None:
+        meter.allocations.start_region((phase, where))
+
+    def before(index: int, args: tuple, kwargs: dict[str, Any]) -> None:
+        if in_backward():
+            return
+        start("forward", index)
+        hidden = next(tensors_in((args, kwargs)), None)
+        if index == 0 and hidden is not None and hidden.requires_grad:
+            hidden.register_hook(lambda _: start("backward", "after"))
+
+    def after(index: int, output: Any) -> None:
+        if in_backward():
+            return
+        if index == last:
+            start("forward", "after")
+        hidden = next(tensors_in(output), None)
+        if hidden is not None and hidden.requires_grad:
+            hidden.register_hook(lambda _: start("backward", index))
+
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs, index=index: before(index, args, kwargs), with_kwargs=True
+        )
+        layer.register_forward_hook(lambda _, args, output, index=index: after(index, output))
 
 
 def _add_gradients(meter: MemoryMeter, model: nn.Module) -> None:
@@ -158,9 +155,8 @@ def _loss(model: nn.Module, options: StepOptions) -> torch.Tensor:
     else:
         with torch.autocast("cpu", options.autocast):
             output = model(**batch)
-        output = operations.convert_to_fp32(
-            output
-        )  # as accelerate, after a forward pass in half precision
+        # As accelerate, after a forward pass in half precision.
+        output = operations.convert_to_fp32(output)
     if options.fused:  # SFTTrainer makes its loss itself, without what a method of PEFT adds to it
         return -output.log_probs.sum() / tokens.numel()
     return output.loss
@@ -177,17 +173,14 @@ def _trained(model: nn.Module) -> Iterator[Trained]:
             yield Trained(shape, parameter.dtype, name in decaying, id(parameter) in embedded)
 
 
-def run_optimizer(trained: tuple[Trained, ...], options: StepOptions) -> OptimizerStep:
+def run_optimizer(
+    trained: tuple[Trained, ...], options: StepOptions
+) -> tuple[list[Moment], int, int]:
     """Simulate clipping and the second step of the optimizer, when it has its state.
 
-    Raises:
-        RuntimeError: if it cannot be simulated; LibraryChanged if a changed library is why.
+    Returns its moments, with neither weights nor adapters, and the bytes of its state on the device
+    and on the host.
     """
-    with _explained(f"A step of the optimizer {options.optimizer!r}"):
-        return _run_optimizer(trained, options)
-
-
-def _run_optimizer(trained: tuple[Trained, ...], options: StepOptions) -> OptimizerStep:
     meter = MemoryMeter("cpu", simulated=options.device)
     with fake_mode() as fake:
         with fake:
@@ -200,7 +193,7 @@ def _run_optimizer(trained: tuple[Trained, ...], options: StepOptions) -> Optimi
         ]
         groups = [group for group in groups if group["params"]]
         embedded = [p for p, t in pairs if t.in_embedding]
-        optimizer = make_optimizer(options.optimizer, groups, embedded, fake, options.device)
+        optimizer = _make_optimizer(options, groups, embedded, fake)
         with fake:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
@@ -220,24 +213,31 @@ def _run_optimizer(trained: tuple[Trained, ...], options: StepOptions) -> Optimi
     levels = meter.allocations.levels()
     levels[:, WEIGHTS] = 0
     moments = [moment for moment in meter.allocations.moments(levels) if moment[0] != "load"]
-    return OptimizerStep(moments, int(state), host)
+    return moments, int(state), host
 
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Say in plain words what goes wrong inside."""
-    try:
-        yield
-    except (ValueError, ImportError, MemoryError, LibraryChanged):
-        raise
-    except Exception as error:
-        changed = changed_library(error)
-        if changed is not None:
-            raise changed from error
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise RuntimeError(
-            f"{what} cannot be simulated ({reason}). "
-            "Code that asks for the values of tensors is beyond the prediction. Try another dtype "
-            "or attention, or measure a real step of a smaller config with MeterCallback."
-            f"{''.join(f' Not seen before: {n} {v}.' for n, v in other_versions().items())}"
-        ) from error
+def _make_optimizer(
+    asked: StepOptions,
+    groups: list[dict[str, Any]],
+    in_32_bits: list[nn.Parameter],
+    fake: FakeTensorMode,
+) -> torch.optim.Optimizer:
+    """Return the optimizer that a trainer makes of a name, for fake parameters on the CPU.
+
+    On a GPU, torch works on all parameters at once (`foreach`) where no other way is asked for.
+    `in_32_bits` are parameters of embeddings, whose state the trainers keep so with bitsandbytes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, optim=asked.optimizer, report_to="none", use_cpu=True
+        )
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    plain_torch = kind.__module__.startswith("torch.optim") and not options.get("fused")
+    if asked.device == "cuda" and plain_torch:
+        options["foreach"] = True
+    if "bitsandbytes" not in kind.__module__:
+        with fake:  # Adagrad makes its state here
+            return kind(groups, **options)
+    optimizer = kind(groups, **options)  # its code books are made of values
+    ready_for_fake(optimizer, fake, in_32_bits)
+    return optimizer

@@ -56,8 +56,8 @@ def test_the_old_argument_is_what_the_page_says(row, tmp_path: Path, caplog) -> 
     """A name that is back, or gone where it only warned, makes the table wrong."""
     (name,) = row["then"]
     if row.get("today") == "warns":
-        _, said = make(row["of"], tmp_path, row["then"])
-        assert name in said + caplog.text
+        _, warned = make(row["of"], tmp_path, row["then"])
+        assert name in warned + caplog.text
         assert "gone" not in row
     else:
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
@@ -76,8 +76,8 @@ def test_the_new_argument_is_taken(row, tmp_path: Path) -> None:
     if inspect.isclass(found(of)) and of.endswith("Trainer"):
         assert name in inspect.signature(found(of)).parameters
     else:
-        _, said = make(of, tmp_path, now)
-        assert f"`{name}` is deprecated" not in said
+        _, warned = make(of, tmp_path, now)
+        assert f"`{name}` is deprecated" not in warned
 
 
 @rows("names")

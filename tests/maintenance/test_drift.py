@@ -6,8 +6,6 @@ import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import peft
 import pytest
 import transformers
 import yaml
+from helpers import python
 from nbformat.v4 import new_code_cell, new_notebook
 
 from course_utils.paths import COURSE_ROOT
@@ -124,9 +123,9 @@ def test_a_failed_lesson_and_a_failed_test_are_traced_to_the_call(
     (tmp_path / "test_it.py").write_text(f"{source}\ndef test_adapter():\n    {call}\n")
     (tmp_path / "test_other.py").write_text("def test_sum():\n    assert 1 + 1 == 3\n")
     junit = tmp_path / "junit.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env"]
-    command += ["-p", "no:cacheprovider", f"--junitxml={junit}", f"--rootdir={tmp_path}", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    options = ["-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
+    options += [f"--junitxml={junit}", f"--rootdir={tmp_path}", "."]
+    done = python("-m", "pytest", *options, cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     monkeypatch.setattr(peft, "LoraConfig", changed("lora_alpha"))
     code, printed = report(tmp_path, junit)

@@ -325,14 +325,6 @@ def test_a_seed_of_its_own_is_caught(source: str) -> None:
     assert literal_seeds(source) == [source]
 
 
-def test_a_lesson_with_one_wrong_letter_is_caught() -> None:
-    """The gate works on the notebooks as they are, not on snippets alone."""
-    source = code_of(COURSE_ROOT / "notebooks" / "06_training_arguments.ipynb")[0]
-    assert "max_grad_norm=0.3" in source
-    spoilt = Calls(source.replace("max_grad_norm=0.3", "max_gradnorm=0.3", 1))
-    assert {key for _, key in spoilt.faults} == {"max_gradnorm"}
-
-
 def test_nothing_is_open_that_could_be_checked() -> None:
     """An exception that no lesson needs hides the next fault."""
     used = {

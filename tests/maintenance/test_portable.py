@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
 
 import publish_as
 import yaml
+from helpers import python
 
 from course_utils.paths import COURSE_ROOT
 
 # Modules and functions that only some systems have.
 MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty")
 FUNCTIONS = ("fork", "geteuid", "getuid", "killpg", "sched_getaffinity", "setsid", "SIGKILL")
-
-
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=COURSE_ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
 
 
 def test_every_file_is_read_and_written_as_utf_8() -> None:

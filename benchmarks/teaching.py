@@ -1,10 +1,10 @@
 """Write the minutes of each section into the teacher's page, book/teaching.md, from the lessons.
 
-    python scripts/teaching.py
+    python benchmarks/teaching.py
 
 No minute is guessed: RULE says what a word, a line of code, a picture and an exercise take. What
 stands between the markers of the page is written here; the rest is written by hand. (What thirty
-learners take of one machine is written by benchmarks/measure_room.py.)
+learners take of one machine is written by measure_room.py.)
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nbformat
-import run_lessons
-import slides
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 from course_utils.files import write_whole
+from course_utils.paths import COURSE_ROOT
 
-PAGE = run_lessons.ROOT / "book" / "teaching.md"
+sys.path.insert(0, str(COURSE_ROOT / "scripts"))
+import run_lessons
+import slides
+
+PAGE = COURSE_ROOT / "book" / "teaching.md"
 WORDS, CODE, SHOWN, EXERCISE = 130, 3, 30, 4
 RULE = (
     f"Prose is told at {WORDS} words a minute, a line of code takes {CODE} seconds, a picture or a "
@@ -33,10 +36,7 @@ RULE = (
 # What to teach in so many minutes: sections by lesson and beginning of the title; * is all of it.
 # Exercises are left to the learners' own time unless a plan names them.
 PLANS: dict[int, list[tuple[str, Sequence[str]]]] = {
-    60: [
-        ("00", ["*"]),
-        ("04", ["LoRA in fifteen", "What can LoRA", "A wrong name"]),
-    ],
+    60: [("00", ["*"]), ("04", ["LoRA in fifteen", "What can LoRA", "A wrong name"])],
     120: [
         ("00", ["*"]),
         ("01", ["Three forms", "Completion-only", "Truncation", "A bad dataset"]),
@@ -106,7 +106,7 @@ def run_minutes(number: str) -> int:
     Raises:
         ValueError: if the README has no row for the lesson.
     """
-    text = (run_lessons.ROOT / "README.md").read_text(encoding="utf-8")
+    text = (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| {number} \|.*?\| (\d+) min \|", text, flags=re.M)
     if row is None:
         raise ValueError(
@@ -143,7 +143,7 @@ def chosen(lesson: Lesson, beginnings: Sequence[str]) -> dict[str, int]:
         if len(fitting) != 1:
             raise ValueError(
                 f"A plan names the section {beginning!r} of lesson {lesson.number}, which has "
-                f"{len(fitting)} of that beginning. Correct PLANS in scripts/teaching.py."
+                f"{len(fitting)} of that beginning. Correct PLANS in benchmarks/teaching.py."
             )
         found |= fitting
     return found
@@ -165,7 +165,7 @@ def plan(minutes: int, lessons: dict[str, Lesson]) -> str:
         rows.append(f"| {number} {lesson.title} | {what} | {taken} |")
     if total > minutes:
         raise ValueError(
-            f"The plan for {minutes} minutes takes {total}. Shorten it in scripts/teaching.py."
+            f"The plan for {minutes} minutes takes {total}. Shorten it in benchmarks/teaching.py."
         )
     head = "| lesson | sections | minutes |\n|---|---|---|\n"
     spare = f"\n\n{total} of {minutes} minutes; the rest is for arriving, questions and a break."

@@ -1,16 +1,20 @@
-"""What the tests of faults share: a real kernel, a copy of the course, and ways to harm files."""
+"""What tests share: processes, servers, a real kernel, a copy of the course, broken files."""
 
 from __future__ import annotations
 
 import os
-import queue
+import re
 import shutil
+import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from html import unescape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from jupyter_client import KernelManager
@@ -30,16 +34,65 @@ SECOND_ADAPTER = ("second time", "multiple adapters")
 MANY = bool(os.environ.get("MANY"))
 KILLS = 20 if MANY else 2
 PATIENCE = 300  # seconds; the longest that a cell may take
+# The arguments of a training that needs no GPU and prints, saves and reports nothing.
+CALM = {
+    "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
+    "save_strategy": "no",
+}  # fmt: skip
+
+
+def python(
+    *arguments: object, cwd: Path = COURSE_ROOT, check: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a process of its own, and return what came of it."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd, env=os.environ | variables, capture_output=True, encoding="utf-8", check=check,
+    )  # fmt: skip
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD as a subclass says, and prints nothing."""
+
+    def answer(
+        self, status: int, content: bytes = b"", *, cut: bool = False, **headers: str
+    ) -> None:
+        """Send an answer, if asked only half of it; in the names of headers, _ stands for -."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def served(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[tuple[str, Any]]:
+    """Serve on this machine; yield the address and the server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", server
+        finally:
+            server.shutdown()
+
+
+def shown_text(html: str) -> str:
+    """Return HTML as the reader sees it."""
+    return unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html)))
 
 
 @dataclass
 class Ran:
-    """What a cell gave: its text, how many displays it made, and its error's name and message."""
+    """What a cell gave: its text, how often it changed a display, its error's name and message."""
 
     text: str = ""
-    displays: int = 0
     error: str = ""
-    updates: int = field(default=0, repr=False)
+    updates: int = 0
 
 
 class Kernel:
@@ -56,45 +109,34 @@ class Kernel:
         self.client.start_channels()
         self.client.wait_for_ready(timeout=PATIENCE)
 
-    def run(self, source: str, cell: str = "", interrupt_at: str = "") -> Ran:
-        """Run a cell; `cell` is its id, and once it says `interrupt_at` it is interrupted."""
-        content = {
-            "code": source, "silent": False, "store_history": True, "user_expressions": {},
-            "allow_stdin": False, "stop_on_error": True,
-        }  # fmt: skip
-        metadata = {"cellId": cell} if cell else {}
-        message = self.client.session.msg("execute_request", content, metadata=metadata)
-        self.client.shell_channel.send(message)
+    def run(self, source: str, interrupt_at: str = "") -> Ran:
+        """Run a cell; once it has printed `interrupt_at` it is interrupted."""
         ran, interrupted = Ran(), not interrupt_at
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                said = self.client.get_iopub_msg(timeout=max(0.1, deadline - time.monotonic()))
-            except queue.Empty:
-                raise TimeoutError(f"the cell took more than {PATIENCE} s:\n{source}") from None
-            if said["parent_header"].get("msg_id") != message["header"]["msg_id"]:
-                continue
-            kind, content = said["msg_type"], said["content"]
+
+        def note(message: dict[str, Any]) -> None:
+            nonlocal interrupted
+            kind, content = message["msg_type"], message["content"]
             if kind == "stream":
                 ran.text += content["text"]
             elif kind in ("display_data", "execute_result"):
-                ran.displays += 1
                 ran.text += content["data"].get("text/plain", "")
             elif kind == "update_display_data":
                 ran.updates += 1
             elif kind == "error":
                 ran.error = f"{content['ename']}: {content['evalue']}"
-            elif kind == "status" and content["execution_state"] == "idle":
-                assert interrupted, f"it never said {interrupt_at!r}, but {ran}"
-                self.client.get_shell_msg(timeout=PATIENCE)  # the reply, which nobody needs
-                return ran
             if not interrupted and interrupt_at in ran.text:
                 self.manager.interrupt_kernel()  # what the button with the square does
                 interrupted = True
 
-    def well(self, source: str, cell: str = "") -> Ran:
+        self.client.execute_interactive(
+            source, allow_stdin=False, timeout=PATIENCE, output_hook=note
+        )
+        assert interrupted, f"it never printed {interrupt_at!r}, but {ran}"
+        return ran
+
+    def well(self, source: str) -> Ran:
         """Run a cell that has to end without an error."""
-        ran = self.run(source, cell)
+        ran = self.run(source)
         assert not ran.error, f"{ran.error}\nin:\n{source}\n{ran.text}"
         return ran
 
