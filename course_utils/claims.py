@@ -44,8 +44,8 @@ class Claim:
 _made: dict[str, Claim] = {}
 
 
-def claim(name: str, text: str, holds: object, figure: object = "") -> bool:
-    """Print a claim with the figure that was measured, and return whether it holds.
+def claim(name: str, text: str, holds: object, figure: object = "") -> None:
+    """Print a claim with the figure that was measured, and whether it holds.
 
     `name` is the lesson's number and a word ("04-rank"), `text` the claim as a sentence that is
     true where `holds` is. With the pocket model a claim that fails stops the lesson. With another
@@ -60,7 +60,6 @@ def claim(name: str, text: str, holds: object, figure: object = "") -> bool:
     if not made.holds and not os.environ.get(VARIABLE, "").strip():
         raise ClaimFailed(f"{made}. Look at the figures above; COURSE_SEED={SEED} was used.")
     print(made)
-    return made.holds
 
 
 def measured(lesson: str, model: str) -> pd.DataFrame:

@@ -18,7 +18,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_claim_that_holds_is_printed_with_its_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert claim("04-rank", "a higher rank trains more", 2 > 1, "2 against 1") is True
+    claim("04-rank", "a higher rank trains more", 2 > 1, "2 against 1")
     assert capsys.readouterr().out == "✓ a higher rank trains more (2 against 1)\n"
     assert claims.measured("04", "pocket-llama").to_numpy().tolist() == [
         ["a higher rank trains more", "2 against 1"]
@@ -42,7 +42,7 @@ def test_on_another_model_it_is_shown_and_the_lesson_goes_on(
     monkeypatch.setattr(claims, "RECORDS", tmp_path)
     monkeypatch.setenv("COURSE_MODEL", "smollm2")
     monkeypatch.setenv("COURSE_CLAIMS", str(tmp_path / "run"))
-    assert claim("04-rank", "a higher rank trains more", False, "1") is False
+    claim("04-rank", "a higher rank trains more", False, "1")
     assert capsys.readouterr().out == "✗ does not hold here: a higher rank trains more (1)\n"
     table = claims.measured("04", "smollm2")
     assert table.columns.tolist() == ["claim", "pocket model", "smollm2"]
