@@ -156,7 +156,8 @@ def _pairs_of_chats(rows: Dataset, file: Path) -> Dataset:
         if not answers or answers[-1] == 0:
             raise ValueError(
                 f"'{file}', row {number}: there is no answer of the assistant after a first "
-                "message, so there is nothing to train or to test. Remove the row, or correct it."
+                "message, so there is nothing to train or to test. Each chat needs one. Remove the "
+                "row, or correct it."
             )
         last = answers[-1]  # what the user says after it is answered by nobody
         pairs.append({"prompt": messages[:last], "completion": messages[last : last + 1]})
