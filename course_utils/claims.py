@@ -15,7 +15,7 @@ import pandas as pd
 
 from course_utils import SEED, paths
 from course_utils.files import write_whole
-from course_utils.models import VARIABLE
+from course_utils.models import chosen_name
 
 RECORDS: Path = paths.DATA / "results" / "claims"
 POCKET = paths.POCKET_MODEL.name
@@ -35,6 +35,11 @@ class Claim:
     text: str
     figure: str
     holds: bool
+
+    @property
+    def lesson(self) -> str:
+        """The number of the lesson that makes it: "04"."""
+        return self.name.partition("-")[0]
 
     def __str__(self) -> str:
         verdict = "✓" if self.holds else "✗ does not hold here:"
@@ -57,7 +62,7 @@ def claim(name: str, text: str, holds: object, figure: object = "") -> None:
     """
     made = _made[name] = Claim(name, text, str(figure), bool(holds))
     _note(made)
-    if not made.holds and not os.environ.get(VARIABLE, "").strip():
+    if not made.holds and not chosen_name():
         raise ClaimFailed(f"{made}. Look at the figures above; COURSE_SEED={SEED} was used.")
     print(made)
 
@@ -68,8 +73,8 @@ def measured(lesson: str, model: str) -> pd.DataFrame:
     With another model than the pocket model, the pocket model's figures on record stand next to
     the reader's; `model` is the name for the column.
     """
-    claims = [made for name, made in _made.items() if name.partition("-")[0] == lesson]
-    if not os.environ.get(VARIABLE, "").strip():
+    claims = [made for made in _made.values() if made.lesson == lesson]
+    if not chosen_name():
         rows = [(made.text, made.figure or "holds") for made in claims]
         return pd.DataFrame(rows, columns=["claim", "measured"])
     before = recorded(POCKET)
@@ -98,8 +103,8 @@ def record(model: str, made_on: dict[str, object], made: Collection[Claim]) -> N
 
     `made_on` says where: the seed, the device, the versions.
     """
-    lessons = {one.name.partition("-")[0] for one in made}
-    kept = [c for c in recorded(model).values() if c.name.partition("-")[0] not in lessons]
+    lessons = {one.lesson for one in made}
+    kept = [one for one in recorded(model).values() if one.lesson not in lessons]
     rows = [asdict(one) for one in sorted([*kept, *made], key=lambda one: one.name)]
     content = {"model": model, **made_on, "claims": rows}
     write_whole(RECORDS / f"{model}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -107,8 +112,9 @@ def record(model: str, made_on: dict[str, object], made: Collection[Claim]) -> N
 
 def read(folder: Path, lessons: Collection[str]) -> list[Claim]:
     """Return the claims of some lessons ("04") that were written into a run's folder, by name."""
-    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
-    return [Claim(**row) for row in rows if row["name"].partition("-")[0] in lessons]
+    files = sorted(folder.glob("*.json"))
+    made = [Claim(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return [one for one in made if one.lesson in lessons]
 
 
 def _note(made: Claim) -> None:

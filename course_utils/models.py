@@ -36,6 +36,11 @@ class BaseModel:
     is_pocket: bool
 
 
+def chosen_name() -> str:
+    """Return what the environment variable COURSE_MODEL names; nothing means the pocket model."""
+    return os.environ.get(VARIABLE, "").strip()
+
+
 def base_model() -> BaseModel:
     """Return the model named in the environment variable COURSE_MODEL, else the pocket model.
 
@@ -47,7 +52,7 @@ def base_model() -> BaseModel:
         ValueError: if it is an adapter, or not a causal language model.
         RuntimeError: if the hub cannot be asked, or wants an access token.
     """
-    name = os.environ.get(VARIABLE, "").strip()
+    name = chosen_name()
     if not name:
         return BaseModel(str(POCKET_MODEL), POCKET_MODEL.name, is_pocket=True)
     given = f"{VARIABLE}={name!r}"

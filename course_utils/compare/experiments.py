@@ -228,20 +228,17 @@ NF4 = {
     "bnb_4bit_compute_dtype": "bfloat16",
 }
 PROMPT = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 20}
-# Names of architectures that are not like Llama's, for a method that names layers: the first that
-# peft takes for the model at hand.
+# Names of architectures that are not like Llama's, for a method that names layers.
 ATTENTION_OF_ANY = (
     r".*\.(self_attn|attn|attention|self_attention)\.\w*(proj|attn|query|key|value|dense)"
 )
 SCALED_OF_ANY = r".*\.(k_proj|v_proj|qkv_proj|query_key_value|down_proj|dense_4h_to_h|fc2)"
-OTHER_NAMES: dict[str, list[dict[str, Any]]] = {
-    "lora-attention": [{"target_modules": ATTENTION_OF_ANY}],
-    "ia3": [
-        {
-            "target_modules": SCALED_OF_ANY,
-            "feedforward_modules": r".*\.(down_proj|dense_4h_to_h|fc2)",
-        }
-    ],
+OTHER_NAMES: dict[str, dict[str, str]] = {
+    "lora-attention": {"target_modules": ATTENTION_OF_ANY},
+    "ia3": {
+        "target_modules": SCALED_OF_ANY,
+        "feedforward_modules": r".*\.(down_proj|dense_4h_to_h|fc2)",
+    },
 }
 # What each method is, and the learning rate that its sweep on `tickets` begins with. Half of the
 # training rows: with all of them most methods come too near to the top to be told apart.

@@ -109,12 +109,9 @@ def fitted(experiments: Iterable[Experiment]) -> tuple[list[Experiment], list[st
         config = load_config(worker.model_path(experiment))
         refusal = _refusal(experiment, config) or _scales_queries(experiment, config)
         if refusal:
-            others = [
-                dataclasses.replace(experiment, peft={**experiment.peft, **names})
-                for names in OTHER_NAMES.get(experiment.method, ())
-            ]
-            fits = next((other for other in others if not _refusal(other, config)), None)
-            if fits is None:
+            names = OTHER_NAMES.get(experiment.method)
+            fits = names and dataclasses.replace(experiment, peft={**experiment.peft, **names})
+            if not fits or _refusal(fits, config):
                 notes.append(f"{experiment.name} is left out: {refusal}")
                 continue
             targets = fits.peft["target_modules"]
