@@ -11,7 +11,6 @@ Broken off, it goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import shutil
@@ -23,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import workshop_start
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from workshop_start import Refusal, digest, require_room
 
 from course_utils import metrics, paths
 from course_utils.files import write_whole
@@ -50,10 +49,6 @@ TEXT = (
 )
 PERPLEXITY = 100  # far more than a whole model's, far less than a broken one's
 QUESTION, WORD = "What is the capital of France?", "Paris"
-
-
-class Refusal(Exception):
-    """Why the model cannot be had, and what to do."""
 
 
 def from_hub(part: Path) -> str:
@@ -163,11 +158,6 @@ def require_hash(file: Path, expected: str) -> None:
         )
 
 
-def digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def get(source: str, folder: Path) -> str:
     """Put the model into a folder, whole or not at all; return a line of words.
 
@@ -175,7 +165,7 @@ def get(source: str, folder: Path) -> str:
     """
     if (folder / "source.json").exists():
         return f"{folder} is there: {json.loads((folder / 'source.json').read_text())['source']}"
-    workshop_start.require_room(folder, DISK_BYTES, "--output FOLDER")
+    require_room(folder, DISK_BYTES, "--output FOLDER")
     part = folder.with_name(f"{folder.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     origin = None
@@ -212,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(get(options.source, options.output.resolve()))
-    except (Refusal, workshop_start.Refusal) as error:
+    except Refusal as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:

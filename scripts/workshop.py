@@ -147,11 +147,7 @@ def wheels(name: str, house: Path) -> str:
 
 def hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each wheel in a folder, which pip compares before it installs one."""
-    found = {}
-    for wheel in sorted(folder.glob("*.whl")):
-        with wheel.open("rb") as file:
-            found[wheel.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {file.name: workshop_start.digest(file) for file in sorted(folder.glob("*.whl"))}
 
 
 def unpacked(wheel: Path) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -29,7 +30,7 @@ PROCESSORS = {"amd64": "x86_64", "aarch64": "arm64"}
 
 
 class Refusal(RuntimeError):
-    """Why the course cannot be set up here, and what to do."""
+    """Why the course, or a model, cannot be had here, and what to do."""
 
 
 def this_machine() -> str:
@@ -59,6 +60,12 @@ def wheels_for(machine: str) -> tuple[Path, dict]:
         if not wheel.exists() or wheel.stat().st_size != size:
             raise Refusal(f"{wheel} is missing or cut off. Copy the workshop's folder again.")
     return folder, contents
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def require_room(folder: Path, needed: int, elsewhere: str = "start.py --into FOLDER") -> None:
