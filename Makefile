@@ -89,8 +89,8 @@ data-report: $(READY)  ## Measure the pocket model before and after fine-tuning
 slides: $(READY)  ## Write the lessons as slides under build/slides (NB=04 for one); they need no network
 	@$(BIN)/python scripts/slides.py $(NB)
 
-workshop: $(READY)  ## Prepare build/workshop for a room without a network (TARGET=windows:3.12 for others)
-	@$(BIN)/python scripts/workshop.py $(addprefix --target ,$(TARGET))
+workshop: $(READY)  ## Prepare build/workshop for a room without a network (TARGET=windows:3.12 for others, REAL=1 with SmolLM2)
+	@$(if $(REAL),HF_HUB_OFFLINE=0 )$(BIN)/python scripts/workshop.py $(addprefix --target ,$(TARGET)) $(if $(REAL),--real)
 
 publish-as:  ## Name another repository or tag everywhere (REPOSITORY=owner/name TAG=v0.2.0)
 	@$(PYTHON) scripts/publish_as.py --repository="$(REPOSITORY)" --tag="$(TAG)"

