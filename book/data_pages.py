@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ from stage import BOOK, REPOSITORY, ROOT
 
 # Parts of the package that readers reach through another module: data and modules.
 PACKAGES = ("course_utils", "preflight")
+POCKET, REAL = "pocket-llama", "smollm2"  # models with a record of claims
 INNER = {"paths", "commands"}
 STACK = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
 SEEN = {
@@ -41,6 +43,7 @@ def generated() -> dict[str, str]:
         "troubleshooting.md": troubleshooting(read("troubleshooting.yaml")),
         "bad_input.md": bad_input(read("bad_input.yaml")),
         "changes.md": changes(read("changes.yaml")),
+        "claims.md": claims(read("claims.yaml")),
         **api(),
     }
 
@@ -205,6 +208,54 @@ def _now(row: dict[str, Any]) -> str:
 
 def _gone(row: dict[str, Any]) -> str:
     return "works, warns" if row.get("today") == "warns" else row["gone"]
+
+
+def recorded_claims(model: str) -> dict[str, Any]:
+    """Return the record of the claims on a model: what it ran on, and the claims by name."""
+    file = ROOT / "data" / "results" / "claims" / f"{model}.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    return record | {"claims": {claim["name"]: claim for claim in record["claims"]}}
+
+
+def claims(reasons: dict[str, str]) -> str:
+    """Return the page of the claims on both models; `reasons` says why one holds on one alone."""
+    record = recorded_claims(REAL)
+    pocket, real = recorded_claims(POCKET)["claims"], record["claims"]
+    failed = {name: real[name] for name in sorted(real) if not real[name]["holds"]}
+    versions_there = ", ".join(f"{name} {it}" for name, it in record["versions"].items())
+    text = [
+        "# The claims on a real model",
+        "Each claim of the lessons is measured where it is made. They were written on the pocket "
+        "model, 3.7 million parameters that the course trained itself; SmolLM2-135M-Instruct is a "
+        "model that people use. A claim that holds on one of them alone says something of models, "
+        "not of methods, and why is what this page is for.",
+        f"**{len(real) - len(failed)} of the {len(real)} claims made on both hold on both.** "
+        f"SmolLM2's ran with seed {record['seed']} on {record['device']}; each lesson did the "
+        "share of its rows and steps that `COURSE_MODEL=smollm2 make run` chooses by itself. "
+        f"Versions: {versions_there}.",
+        claims_by_lesson(),
+    ]
+    if failed:
+        text.append("## What does not hold on SmolLM2")
+    for name, claim in failed.items():
+        text += [
+            f"### {claim['text']}",
+            f"Lesson {name.partition('-')[0]}. Pocket model: {pocket[name]['figure'] or 'holds'}. "
+            f"SmolLM2: {claim['figure'] or 'does not hold'}.",
+            reasons[name].strip(),
+        ]
+    return "\n\n".join(text) + "\n"
+
+
+def claims_by_lesson() -> str:
+    """Return a table in markdown: of each lesson's claims, how many hold on both models."""
+    pocket, real = recorded_claims(POCKET)["claims"], recorded_claims(REAL)["claims"]
+    rows = []
+    for lesson in sorted({name.partition("-")[0] for name in pocket}):
+        made = [claim for name, claim in real.items() if name.partition("-")[0] == lesson]
+        both = sum(claim["holds"] for claim in made)
+        rows.append(f"| {lesson} | {len(made)} | {both} |" if made else f"| {lesson} | not run | |")
+    return "\n".join(["| lesson | claims | hold on both |", "|---|---|---|", *rows])
 
 
 def api() -> dict[str, str]:

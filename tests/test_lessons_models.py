@@ -1,6 +1,7 @@
 """The lessons run on other models, cell by cell: real architectures, and a real model.
 
 A claim may fail there, a cell may not. Few rows and steps are used, except with the real model.
+A model of 0.6 billion parameters has to fit a free Colab, so a lesson holds few of them at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 import architectures
+import live_models
 import pytest
 from helpers import MANY
 
@@ -35,11 +37,16 @@ def run(lesson: str, model: str | Path, place: Path, **variables: str) -> list[d
     ignored = shutil.ignore_patterns("runs", ".ipynb_checkpoints")
     shutil.copytree(COURSE_ROOT / "notebooks", place / "notebooks", ignore=ignored)
     (notebook,) = (place / "notebooks").glob(f"{lesson}_*.ipynb")
+    startup = place / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    shutil.copy(live_models.__file__, startup)
     command = "import sys; from pathlib import Path; sys.path.insert(0, 'scripts'); "
     command += f"import run_lessons; run_lessons.execute(Path({str(notebook)!r}))"
     environment = os.environ | {
         "COURSE_MODEL": str(model),
         "COURSE_CLAIMS": str(place / "claims"),
+        "IPYTHONDIR": str(place / "ipython"),
+        live_models.FILE: str(place / "live.json"),
         "PYTHONPATH": str(COURSE_ROOT),
         "HF_HUB_OFFLINE": "1",
         **variables,
@@ -56,12 +63,21 @@ def run(lesson: str, model: str | Path, place: Path, **variables: str) -> list[d
 def test_a_lesson_runs_on_another_architecture(lesson: str, name: str, tmp_path: Path) -> None:
     claims = run(lesson, architectures.model(name), tmp_path, COURSE_SHARE="0.02")
     assert claims and all(claim["name"].startswith(f"{lesson}-") for claim in claims)
+    assert_few_are_alive(tmp_path, architectures.model(name))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("lesson", "name"), sorted(set(PAIRS) - set(FAST)))
 def test_every_lesson_runs_on_every_architecture(lesson: str, name: str, tmp_path: Path) -> None:
     assert run(lesson, architectures.model(name), tmp_path, COURSE_SHARE="0.02")
+    assert_few_are_alive(tmp_path, architectures.model(name))
+
+
+def assert_few_are_alive(place: Path, model: Path) -> None:
+    """No cell leaves more than two copies of the model behind."""
+    alive = json.loads((place / "live.json").read_text("utf-8"))
+    one = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    assert alive and max(alive) < 2.2 * one, [round(size / one, 1) for size in alive]
 
 
 @pytest.mark.long
