@@ -6,8 +6,10 @@ has a function of its name below; one of older versions has one that shows it go
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shutil
 import sys
 import traceback
 import warnings
@@ -250,6 +252,15 @@ PROVOKE |= {
 
 
 # --- what takes more ---------------------------------------------------------------------------
+
+
+@provokes("image-processor")
+def _(folder: Path) -> Any:
+    shutil.copytree(POCKET_MODEL, folder / "model")
+    file = folder / "model" / "tokenizer_config.json"
+    named = json.loads(file.read_text("utf-8")) | {"processor_class": "Gemma3Processor"}
+    file.write_text(json.dumps(named), "utf-8")
+    return trainer(folder, model=str(folder / "model"), processing_class=None)
 
 
 @provokes("dataset-script")
