@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import notebook_failures
 import pytest
 import torch
 from nbval.plugin import IPyNbCell
@@ -25,7 +26,6 @@ DEEPER = NOTEBOOKS / "deeper"
 # A progress bar is an output that only the first run on a machine has: later ones find the cache.
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 UNANSWERED = "answer = ...\n"
-DEPRECATED = re.compile(r"DeprecationWarning|FutureWarning|\bdeprecated\b")
 SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)```", re.S)
 
 
@@ -115,20 +115,11 @@ def answered(item: pytest.Item) -> Iterator[IPyNbCell]:
         )
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fail a cell whose calls are deprecated: libraries say so by warnings and by logging."""
-    result = yield
-    if isinstance(item, IPyNbCell):
-        printed = [o.text for o in item.test_outputs or [] if o.get("name") == "stderr"]
-        found = [line for text in printed for line in text.splitlines() if DEPRECATED.search(line)]
-        assert not found, f"a call of this cell is deprecated: {found}"
-    return result
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(NotebookCount(config), "notebook-count")
+    # A hook for single tests is asked in this file for those below its folder alone, so no lesson.
+    config.pluginmanager.register(notebook_failures, "notebook-failures")
 
 
 class NotebookCount:

@@ -174,6 +174,7 @@ class _Checker:
             if not isinstance(row, dict):
                 found.add("wrong_type", number, row)
                 continue
+            found.add_all(number, split.loaded.faults(row, form.source.values()))
             values = form.extract(row)
             faults = row_faults(values, form)
             if form.target != "tokens":

@@ -14,6 +14,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -62,10 +63,15 @@ def rows_of(path: Path, faults: Faults) -> Iterator[Any]:
         ) from error
 
 
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file to read what it holds, unpacked."""
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    return opener(path, "rb")
+
+
 def _open(path: Path) -> IO[str]:
     # Bytes that are not UTF-8 become U+FFFD, which is a finding of its own.
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
-    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+    return TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="replace", newline="")
 
 
 def _read_parquet(path: Path, faults: Faults) -> Iterator[dict[str, Any]]:

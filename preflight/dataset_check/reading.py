@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 
 from course_utils.paths import is_path
+from preflight.dataset_check.loading import Loaded
 from preflight.dataset_check.parsing import KINDS, READERS, Faults, is_rows, rows_of, suffix_of
 from preflight.dataset_check.report import quote
 
@@ -25,7 +26,8 @@ MEDIA = (datasets.Image, datasets.Audio, datasets.Video)
 class Split:
     """The rows of one split; `faults` and `count` fill while they are read.
 
-    `faults` has those of each file by its name, which is "" where there is one file only.
+    `faults` has those of each file by its name, which is "" where there is one file only; `loaded`
+    knows what load_dataset makes of files.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Split:
     features: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, Faults] = field(default_factory=dict)
     count: int = 0
+    loaded: Loaded = field(default_factory=Loaded)
 
 
 def open_splits(dataset: object) -> tuple[str, list[Split]]:
@@ -165,4 +168,4 @@ def _from_files(name: str, paths: list[Path]) -> Split:
     faults: dict[str, Faults] = {path.name if len(paths) > 1 else "": [] for path in paths}
     read = zip(paths, faults.values(), strict=True)
     rows = (row for path, of_file in read for row in rows_of(path, of_file))
-    return Split(name, rows, faults=faults)
+    return Split(name, rows, faults=faults, loaded=Loaded(paths[0]))

@@ -23,9 +23,12 @@ ODD_KINDS = {
     "replacement_character": re.compile("\ufffd"),
     "bad_unicode": re.compile("[\ud800-\udfff]"),
 }
+CHAT_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:.*\]\s*""", re.S)
 LABEL_COLUMNS = ("label", "labels", "tags", "ner_tags", "pos_tags")
 # A row with one of these cannot be tokenised.
-BLOCKING = frozenset(["missing_column", "none_value", "wrong_type", "mixed_forms", "bad_unicode"])
+BLOCKING = frozenset(
+    "missing_column none_value wrong_type mixed_forms messages_as_text bad_unicode".split()
+)
 
 Fault = tuple[str, object]  # a code of the rules and what to quote
 
@@ -152,6 +155,8 @@ def _value_faults(value: Any, form: Format) -> Iterator[Fault]:
         yield "empty_value", value
     elif not isinstance(value, str):
         yield "wrong_type", value
+    elif CHAT_AS_TEXT.fullmatch(value):
+        yield "messages_as_text", value
     elif form.chat:
         yield "mixed_forms", value
 

@@ -53,6 +53,26 @@ ERRORS = {
         "Check the file itself, fix the values of the wrong type there, and load it again; or "
         "give load_dataset the features.",
     ),
+    "text_as_other_type": (
+        "load_dataset takes this text for dates, numbers or true and false, since all in the "
+        "first part of the file looks like it: '007' becomes 7. SFTTrainer then stops, or trains "
+        "on another text.",
+        "Load it as it stands: Dataset.from_list([json.loads(line) for line in open(file)]), as "
+        "features= would write '2024-02-07 00:00:00'; or of CSV Dataset.from_pandas("
+        "pandas.read_csv(file, dtype=str, keep_default_na=False)).",
+    ),
+    "load_stops": (
+        "load_dataset took this column for dates or numbers by the first part of the file (10 MB "
+        "of JSON, 10,000 rows of CSV). At these rows it stops, and its error names no row.",
+        "Load it as it stands: Dataset.from_list([json.loads(line) for line in open(file)]), or "
+        "Dataset.from_pandas(pandas.read_csv(file, dtype=str, keep_default_na=False)).",
+    ),
+    "messages_as_text": (
+        "A list of messages that stands there as text, as in CSV, which has no lists; SFTTrainer "
+        "drops the row silently, or trains on brackets and quotes.",
+        "Write the source as JSON lines: dataset.to_json(file). If the text is all you have, try "
+        "json.loads or ast.literal_eval (neither reads what Dataset.to_csv writes).",
+    ),
     "none_value": (
         "None where text is expected; SFTTrainer stops with an AttributeError that names no row.",
         "Drop the rows: dataset.filter(lambda row: row['completion'] is not None). In CSV, an "
