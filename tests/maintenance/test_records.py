@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import run_lessons
 import teaching
+import yaml
 
-from course_utils import compare
+from course_utils import claims, compare
 from course_utils.compare import results as compare_results
 from course_utils.compare.results import Sources, jobs, model_fingerprint
 from course_utils.compare.runner import at_rate, require_valid
-from course_utils.paths import DATA, POCKET_MODEL
+from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 
 RESULTS = DATA / "results"
 RECORD = RESULTS / "comparison"
@@ -104,6 +106,19 @@ def test_a_sweep_is_that_of_its_file(name: str) -> None:
         }
         best = min(validation, key=validation.get)
         assert min(validation) < best < max(validation), (method, validation)
+
+
+def test_the_readme_says_how_many_claims_hold_on_the_real_model() -> None:
+    """And each that does not hold has its reason for the page of the claims."""
+    pocket, real = claims.recorded(claims.POCKET), claims.recorded("smollm2")
+    assert real.keys() <= pocket.keys() and all(one.holds for one in pocket.values())
+    readme = (COURSE_ROOT / "README.md").read_text(encoding="utf-8")
+    for lesson in map(run_lessons.label, run_lessons.lessons()):
+        made = [one for one in real.values() if one.lesson == lesson]
+        cell = f"{sum(one.holds for one in made)} of {len(made)}" if made else "–"
+        assert re.search(rf"^\| {lesson} \|.*min \| {cell} \|", readme, re.M), (lesson, cell)
+    reasons = yaml.safe_load((COURSE_ROOT / "book" / "claims.yaml").read_text(encoding="utf-8"))
+    assert reasons.keys() == {name for name, one in real.items() if not one.holds}
 
 
 def test_the_cost_of_every_lesson_is_on_record() -> None:
