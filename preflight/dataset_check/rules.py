@@ -67,7 +67,8 @@ ERRORS = {
         "Convert (str(...), json.loads(...)) or drop the rows.",
     ),
     "mixed_forms": (
-        "Text in some rows, messages in others; SFTTrainer judges all rows by the first one.",
+        "Text in some rows, messages in others, or other columns; SFTTrainer judges all rows by "
+        "the first one.",
         "Bring all rows to one form, or drop the fewer.",
     ),
     "no_assistant": (
@@ -119,6 +120,23 @@ ERRORS = {
     ),
 }
 WARNINGS = {
+    "preference_data": (
+        "Preference data: each row has a better answer and a worse one. SFT learns the one that is "
+        "chosen, and never sees the other.",
+        "To learn from both, use TRL's DPOTrainer; for SFT, run the mapping.",
+    ),
+    "unpaired_preference": (
+        "Answers marked good (true) and bad (false). SFTTrainer ignores the mark, so that it would "
+        "learn the bad answers, too.",
+        "To learn from both, use TRL's KTOTrainer; for SFT, run the mapping, which keeps the good.",
+    ),
+    "media": (
+        "Pictures, sound or film beside the text. With 'image' or 'images' SFTTrainer refuses a "
+        "text-only model; audio and video it ignores.",
+        "Pictures: a vision-language model (AutoModelForImageTextToText) with its AutoProcessor as "
+        "processing_class; SFTTrainer then takes DataCollatorForVisionLanguageModeling. Sound and "
+        "film: a model and a collator made for them. Text only: remove the column.",
+    ),
     "prompt_overlap": (
         "Prompts that an earlier split also holds, with another answer.",
         "Split by prompt, so that no prompt stands in two splits.",
