@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
+from preflight.dataset_check.contents import Contents
 from preflight.dataset_check.formats import Format, Row
 from preflight.dataset_check.forms import MEDIA
+from preflight.dataset_check.labels import LabelTypes
 from preflight.dataset_check.mixed import Forms
+from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.reading import Split, open_splits
 from preflight.dataset_check.report import Collector, Finding, Report
 from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
@@ -145,6 +148,10 @@ class _Checker:
     num_labels: int | None
     max_rows: int
     repeats: Repeats = field(default_factory=Repeats)
+    near: NearDuplicates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.near = NearDuplicates(self.max_rows)
 
     def check(self, split: Split, place: int) -> _Checked:
         """Read a split once, from its first row to its last, and note the faults on the way."""
@@ -157,11 +164,14 @@ class _Checker:
         checked = _Checked(split, forms.form, columns, found)
         tokens = TokenFaults(self.tokenizer, self.max_length, checked.form)
         others = _Others(self.tokenizer, self.max_length, found)
-        for number, faults in tokens.of(
-            self._usable(chain(sample, rows), place, checked, forms, others)
-        ):
+        first = [values for row in known for values in forms.form.examples(row)]
+        contents = Contents(split.name, first, self.near, self.max_rows)
+        labels = LabelTypes([] if checked.form.target == "tokens" else known)
+        usable = self._usable(chain(sample, rows), place, checked, forms, others, contents, labels)
+        for number, faults in tokens.of(usable):
             found.add_all(number, faults)
         others.flush()
+        contents.note(found)
         checked.form = forms.most()
         for names, count, first in forms.fewer():
             found.add_rows("mixed_forms", first, count, names)
@@ -185,6 +195,8 @@ class _Checker:
         checked: _Checked,
         forms: Forms,
         others: _Others,
+        contents: Contents,
+        labels: LabelTypes,
     ) -> Iterator[tuple[int, Row]]:
         """Note what rows show by themselves, and yield those that can be tokenised."""
         split, found = checked.split, checked.found
@@ -197,11 +209,15 @@ class _Checker:
             form = forms.of(row, number)
             if form.target != "tokens":
                 found.add_all(number, label_faults(row, classes, self.num_labels))
+                found.add_all(number, labels.faults(row))
             for values in form.examples(row):
                 faults = row_faults(values, form)
                 usable = trainable(values, faults)
                 if usable:
-                    faults += self.repeats.faults(values, place)
+                    before = [*self.repeats.faults(values, place)]
+                    faults += before
+                    if form.target not in ("tokens", "unknown"):
+                        faults += contents.faults(number, values, row.get("tools"), bool(before))
                 found.add_all(number, faults)
                 if not usable or form.target == "unknown":
                     continue

@@ -12,6 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from course_utils.display import html_table
+from preflight.dataset_check.private import redacted
 from preflight.dataset_check.rules import RULES
 
 if TYPE_CHECKING:
@@ -170,10 +171,13 @@ class Collector:
 
 
 def quote(value: object, limit: int = 100) -> str:
-    """Return a short `repr`, in which a control character shows as its escape."""
+    """Return a short `repr`, with control characters as escapes and without private data."""
     try:
-        text = repr(value[:limit] if isinstance(value, str) else value)
+        # More than is shown, so that a key at the edge is recognised.
+        text = repr(redacted(value[: 20 * limit])[:limit] if isinstance(value, str) else value)
     except RecursionError:
         return "(nested too deeply to show)"
+    if not isinstance(value, str):
+        text = redacted(text[: 20 * limit])
     cut = len(text) > limit + 2 or (isinstance(value, str) and len(value) > limit)
     return text[: limit + 2] + ("..." if cut else "")

@@ -179,6 +179,49 @@ WARNINGS = {
         "Rows of more tokens than max_length; SFTTrainer cuts the end off.",
         "Raise max_length (memory grows with it), split the rows, or use packing='bfd_split'.",
     ),
+    "near_duplicate": (
+        "Rows nearly the same as one before: three quarters of their runs of three words are. (The "
+        "first 10,000 rows of each split are compared; wording that many rows share is left out.)",
+        "Read both, and drop one, unless the difference is what you teach.",
+    ),
+    "answer_cut_off": (
+        "Answers that end in the middle of a sentence or of a block of code, as where a limit of "
+        "tokens cut them; the model learns to stop there.",
+        "Make these answers anew with a higher limit, or drop the rows.",
+    ),
+    "prompt_repeated": (
+        "The answer begins with all of the prompt; the model learns to repeat what it is asked.",
+        "Cut the prompt off the answer: completion.removeprefix(prompt).",
+    ),
+    "placeholder": (
+        "A placeholder that nobody filled in, such as [Your Name] or {{name}}; the model learns to "
+        "write it.",
+        "Fill it in, or drop the rows.",
+    ),
+    "secret": (
+        "What looks like a key or a token that opens an account (not shown here); the model may "
+        "write it out for others.",
+        "Replace it in the data and, if it is real, revoke it now.",
+    ),
+    "personal_data": (
+        "What looks like personal data: a card, bank, telephone or social security number, an "
+        "e-mail address (not shown here). The model may write it out for others.",
+        "Replace it with an invented one, such as name@example.com, or drop the rows.",
+    ),
+    "tool_call_mismatch": (
+        "Calls of tools that do not fit the definitions in 'tools', or answers that fit no call; "
+        "the model learns calls that will fail.",
+        "Correct the call or the definition, or drop the rows.",
+    ),
+    "label_type": (
+        "Labels of another type than most of their column; load_dataset turns the column into "
+        "another type, or stops.",
+        "Convert them, or drop the rows.",
+    ),
+    "wrongly_decoded": (
+        "Text that was decoded wrongly, such as 'Ã©' for 'é', '&amp;' for '&', '\\u00e9' for 'é'.",
+        "Read the file as UTF-8. Repair: ftfy.fix_text(text), html.unescape(text).",
+    ),
     "control_character": (
         "Control characters (such as a zero byte, a terminal escape, a byte-order mark).",
         "Strip them: re.sub(r'[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ufeff]', '', text).",

@@ -97,7 +97,8 @@ class Turns:
         if not isinstance(turn, dict) or self.role not in turn:
             return turn
         name, text = turn[self.role], turn.get(self.content)
-        others = {k: v for k, v in turn.items() if k not in (self.role, self.content)}
+        used = (self.role, self.content)
+        others = {k: v for k, v in turn.items() if v is not None and k not in used}
         if not isinstance(name, str):
             return {**others, "role": name, "content": text}
         return {**others, "role": ROLE_NAMES.get(name, name), **tool_turn(name, text)}
