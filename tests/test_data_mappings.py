@@ -62,6 +62,8 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
         "prompt": "Is it wet?", "prompt_id": "q7", "chosen": [ASK, GOOD], "rejected": [ASK, POOR],
         "messages": [ASK, GOOD], **SCORES}),
     "implicit prompt": ("preference", {"chosen": [ASK, GOOD], "rejected": [ASK, POOR]}),
+    "other names": ("preference", {
+        "chosen_messages": [ASK, GOOD], "rejected_messages": [ASK, POOR]}),
     "prompt as text": ("preference", {
         "prompt": "Is it wet?", "chosen": [GOOD], "rejected": [POOR]}),
     "answers as text": ("preference", {
@@ -179,7 +181,8 @@ TRAINERS = {
     "scores": "DPOTrainer takes", "ultrafeedback, whole": "DPOTrainer takes",
     "sharegpt preference": "DPOTrainer needs", "messages preference": "DPOTrainer needs",
     "prompt as text": "DPOTrainer needs", "answers as text": "DPOTrainer needs",
-    "orca": "DPOTrainer needs", "marked": "KTOTrainer takes", "marked chat": "KTOTrainer takes",
+    "orca": "DPOTrainer needs", "other names": "DPOTrainer needs",
+    "marked": "KTOTrainer takes", "marked chat": "KTOTrainer takes",
     "marked messages": "KTOTrainer needs", "marked sharegpt": "KTOTrainer needs",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from preflight.dataset_check.mixed import Forms
 from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.reading import Split, open_splits
 from preflight.dataset_check.report import Collector, Finding, Report
-from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
+from preflight.dataset_check.rows import Fault, Repeats, label_faults, row_faults, trainable
 from preflight.dataset_check.rules import RULES
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
 
@@ -207,24 +207,26 @@ class _Checker:
                 found.add("wrong_type", number, row)
                 continue
             form = forms.of(row, number)
+            faults: list[Fault] = []
             if form.target != "tokens":
-                found.add_all(number, label_faults(row, classes, self.num_labels))
-                found.add_all(number, labels.faults(row))
+                faults += [*label_faults(row, classes, self.num_labels), *labels.faults(row)]
             for values in form.examples(row):
-                faults = row_faults(values, form)
-                usable = trainable(values, faults)
+                own = row_faults(values, form)
+                usable = trainable(values, own)
                 if usable:
                     before = [*self.repeats.faults(values, place)]
-                    faults += before
+                    own += before
                     if form.target not in ("tokens", "unknown"):
-                        faults += contents.faults(number, values, row.get("tools"), bool(before))
-                found.add_all(number, faults)
+                        own += contents.faults(number, values, row.get("tools"), bool(before))
+                faults += own
                 if not usable or form.target == "unknown":
                     continue
                 if form is forms.form:
                     yield number, values
                 else:
                     others.add(form, number, values)
+            if faults:
+                found.add_all(number, faults)
 
 
 class _Others:

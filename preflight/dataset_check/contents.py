@@ -28,7 +28,7 @@ GAP = re.compile(
 YOURS = re.compile(
     r"\[(?:your|recipient|customer|company|client)\b[^\][\n(]{0,40}\](?!\()", re.IGNORECASE
 )
-CODE = re.compile(r"```|</|\{%|\bdef |\bfunction\b|=>|==|;\n|\\\\u", re.IGNORECASE)
+CODE = re.compile(r"```|</|\{%|\\[a-z]+\{|\bdef |\bfunction\b|=>|==|;\n|\\\\u", re.IGNORECASE)
 ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,5});")
 ABOUT_MARKUP = re.compile(r"html|xml|entit|escap|encod|<\w|url|&\w+;\s*(?:and|or)\b", re.IGNORECASE)
 ESCAPE = re.compile(r"[^\W\d_]\\u00[89a-fA-F][0-9a-fA-F]|\\u[0-9a-fA-F]{4}[^\W\d_]{2}")
@@ -40,8 +40,8 @@ OPEN_WORDS = frozenset(
 )
 SENTENCE = re.compile(r"\w[.!?][\"')]? +[A-Z]")
 NO_PROSE = re.compile(r"^\s*(?:[-*+•#>|]|\d+[.)]|[A-Za-z][.)]\s)|[{}();=<>\\|]|https?:|:\s*\S+$")
-FENCE = re.compile(r"^\s*```", re.MULTILINE)
-SHORT, PROSE = 8, 12  # words of a last line that may be a sentence, and of one that is
+SHORT, PROSE = 8, 15  # words of a last line that may be a sentence, and of one that is
+TAIL = 6  # words after the last full stop; fewer may be a name, or a greeting
 USUAL = 5  # of so many answers, one may end in mid-sentence; more is how these answers are
 
 
@@ -121,7 +121,7 @@ def cut_off(answer: str) -> bool | None:
     text = answer.rstrip()
     if not text:
         return None
-    if "```" in text and len(FENCE.findall(text)) % 2:
+    if _open_block(text):
         return True
     if text[-1] in ".!?…":
         return False
@@ -132,13 +132,17 @@ def cut_off(answer: str) -> bool | None:
     if words[-1] in OPEN_WORDS:
         return True
     last = re.split(r"[.!?][\"')]? ", line)[-1].split()
-    long = len(words) >= PROSE or SENTENCE.search(text)
-    return True if long and len(last) >= 4 else None
+    long = (len(words) >= PROSE and ": " not in line) or SENTENCE.search(text)
+    return True if long and len(last) >= TAIL else None
 
 
 def certainly_cut(answer: str) -> bool:
     """Return whether an answer that is cut off shows it by itself."""
-    return answer.rsplit(None, 1)[-1] in OPEN_WORDS or len(FENCE.findall(answer)) % 2 == 1
+    return _open_block(answer.rstrip()) or answer.split()[-1] in OPEN_WORDS
+
+
+def _open_block(text: str) -> bool:
+    return text.count("```") % 2 == 1 and not text.endswith("```")
 
 
 class CutOffs:

@@ -20,7 +20,7 @@ ROWS = 10_000  # the first rows, which are compared with each other
 HASHES, BANDS = 64, 16
 ALIKE = 0.75  # of the runs of two rows, the share that both have
 ENOUGH = 12  # runs of its own that a row needs to be compared
-USUAL = 4  # of so many rows, one may be like another; more, and they are made by one pattern
+MANY, USUAL = 20, 4  # of so many rows, a quarter may be alike; more, and one pattern made them
 WORDS = 100  # in rows of more words, the runs that begin with some letters stand for all
 WORD = re.compile(r"\w+")
 LETTERS = frozenset("stm")
@@ -52,18 +52,18 @@ class NearDuplicates:
         known = [runs(texts) for texts in sample]
         counts = Counter(run for one in known for run in one)
         self._common |= {run for run, n in counts.items() if n > max(4, len(known) / 20)}
-        self._compared = self._count = 0
+        self._looked = self._count = 0
         self._first: list[int] = []
         self._example = ""
 
     def look(self, split: str, number: int, texts: Sequence[str]) -> None:
         """Compare a row with those before."""
-        if self._compared >= ROWS:
+        if self._looked >= ROWS:
             return
+        self._looked += 1
         own = runs(texts) - self._common
         if len(own) < ENOUGH:
             return
-        self._compared += 1
         hashed = RMinHash(num_perm=HASHES, seed=1)
         hashed.update([*own])
         near = [n for n in self._seen.query(hashed) if hashed.jaccard(self._hashes[n]) >= ALIKE]
@@ -77,6 +77,7 @@ class NearDuplicates:
         self._hashes.append(hashed)
 
     def note(self, found: Collector) -> None:
-        """Note the rows of the split, unless so many are alike that they share a pattern."""
-        if self._count and self._count * USUAL <= self._compared:
+        """Note the rows of the split, unless so many are alike that one pattern made them."""
+        pattern = self._looked >= MANY and self._count * USUAL > self._looked
+        if self._count and not pattern:
             found.add_rows("near_duplicate", self._first, self._count, self._example)

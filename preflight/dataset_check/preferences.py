@@ -25,6 +25,9 @@ from preflight.dataset_check.forms import (
 )
 from preflight.dataset_check.turns import Beside, Turns
 
+# The columns of the better and the worse answer.
+ANSWERS = (("chosen", "rejected"), ("chosen_messages", "rejected_messages"))
+ANSWERS += (("chosen_response", "rejected_response"), ("answer_chosen", "answer_rejected"))
 MARKS = ("label", "kto_tag")
 AS_IT_IS = "{} takes these columns as they are."
 FIRST_BRING = "{} needs the columns {} first."
@@ -41,37 +44,52 @@ def preference(
     `asked` is the column of the prompt and `column` that of a conversation, if there is one;
     `pair` makes the form of a question and its answer in two columns of text.
     """
-    if not {"chosen", "rejected"} <= {*columns}:
+    better = next((pair[0] for pair in ANSWERS if {*pair} <= {*columns}), None)
+    if better is None:
         return None
-    chosen = [t for row in sample for t in _turns(row.get("chosen"))]
+    form = _preference(columns, sample, asked, column, better, pair)
+    named = better == "chosen" and form.note
+    return form if named else replace(form, note=("preference_data", DPO))
+
+
+def _preference(
+    columns: Sequence[str],
+    sample: Sequence[Row],
+    asked: str | None,
+    column: str | None,
+    better: str,
+    pair: Pair,
+) -> Format:
+    """Return the form of preference data whose better answer is in the column `better`."""
+    chosen = [t for row in sample for t in _turns(row.get(better))]
     answer = Turns.seen(chosen, *_keys(chosen))
-    single = bool(chosen) and mostly(sample, "chosen", dict)
-    listed = mostly(sample, "chosen", list)
-    first = [answer.message(turns[0]) for row in sample if (turns := list_in(row, "chosen"))]
+    single = bool(chosen) and mostly(sample, better, dict)
+    listed = mostly(sample, better, list)
+    first = [answer.message(turns[0]) for row in sample if (turns := list_in(row, better))]
     others = sum(isinstance(turn, dict) and turn.get("role") != "assistant" for turn in first)
-    whole = listed and 2 * others > len(first)  # the prompt stands in "chosen", too
+    whole = listed and 2 * others > len(first)  # the prompt stands before the answer, too
     ready = AS_IT_IS.format("DPOTrainer")
     if column == "prompt" or (column and not whole) or (asked and (single or listed) and not whole):
-        form = _conversation(columns, sample, column or asked, answer, single, listed)
+        form = _conversation(columns, sample, column or asked, answer, single, listed, better)
         ready = ready if column == "prompt" and listed and answer.plain else DPO
         return replace(form, note=("preference_data", ready))
     if listed:
-        return _alone(columns, sample, answer, ready if answer.plain else DPO)
+        return _alone(columns, sample, answer, better, ready if answer.plain else DPO)
     if asked == "prompt" and not Beside.seen(columns, sample).system:
         mapping = map_code(
-            '{"prompt": row["prompt"], "completion": row["chosen"]}', columns, ["prompt", "chosen"]
+            f'{{"prompt": row["prompt"], "completion": row[{better!r}]}}',
+            columns,
+            ["prompt", better],
         )
-        source = pair_of("prompt", "chosen")
+        source = pair_of("prompt", better)
         return Format(
             "preference", "prompt-completion", source, mapping, note=("preference_data", ready)
         )
     if asked:
-        form = pair(asked, "chosen", columns, sample)
+        form = pair(asked, better, columns, sample)
         return replace(form, name="preference", note=("preference_data", DPO))
-    mapping = map_code('{"text": row["chosen"]}', columns, ["chosen"])
-    return Format(
-        "preference", "text", {"text": "chosen"}, mapping, note=("preference_data", ready)
-    )
+    mapping = map_code(f'{{"text": row[{better!r}]}}', columns, [better])
+    return Format("preference", "text", {"text": better}, mapping, note=("preference_data", ready))
 
 
 def _turns(value: Any) -> list[Any]:
@@ -89,6 +107,7 @@ def _conversation(
     answer: Turns,
     single: bool,
     listed: bool,
+    better: str,
 ) -> Format:
     """Return the form of a conversation, or a text that asks, and two answers to it."""
     asked = [t for row in sample for t in list_in(row, column)]
@@ -97,7 +116,7 @@ def _conversation(
     beside = Beside.seen(columns, sample, before)
 
     def convert(row: Row) -> Row:
-        start, end = row.get(column, MISSING), row.get("chosen", MISSING)
+        start, end = row.get(column, MISSING), row.get(better, MISSING)
         if text:
             start = [{"role": "user", "content": start}] if is_text(start) else start
         elif isinstance(start, list):
@@ -112,32 +131,33 @@ def _conversation(
 
     start = f"row[{column!r}]"
     start = f'[{{"role": "user", "content": {start}}}]' if text else before.list_code(start)
-    end = '[{"role": "assistant", "content": row["chosen"]}]'
+    reply = f"row[{better!r}]"
+    end = f'[{{"role": "assistant", "content": {reply}}}]'
     if single:
-        end = f"[{answer.code('row[' + repr('chosen') + ']')}]"
+        end = f"[{answer.code(reply)}]"
     elif listed:
-        end = answer.list_code('row["chosen"]')
+        end = answer.list_code(reply)
     result = {"prompt": beside.start_code() + start, "completion": end}
     typed = before if before.typed else answer
-    mapping = beside.map_code(result, columns, [column, "chosen"], typed)
-    source = pair_of(column, "chosen")
+    mapping = beside.map_code(result, columns, [column, better], typed)
+    source = pair_of(column, better)
     return Format("preference", "prompt-completion", source, mapping, True, convert)
 
 
-def _alone(columns: Sequence[str], sample: Sequence[Row], turns: Turns, said: str) -> Format:
+def _alone(
+    columns: Sequence[str], sample: Sequence[Row], turns: Turns, better: str, said: str
+) -> Format:
     """Return the form of two whole conversations, with the same start."""
     beside = Beside.seen(columns, sample)
 
     def convert(row: Row) -> Row:
-        return {"messages": beside.joined(row, turns.messages(row.get("chosen", MISSING)))}
+        return {"messages": beside.joined(row, turns.messages(row.get(better, MISSING)))}
 
-    result = {"messages": beside.start_code() + turns.list_code('row["chosen"]')}
-    # The prompt, and the messages of some datasets, stand in "chosen" already.
-    mapping = beside.map_code(result, columns, ["chosen"], turns)
+    result = {"messages": beside.start_code() + turns.list_code(f"row[{better!r}]")}
+    # The prompt, and the messages of some datasets, stand in it already.
+    mapping = beside.map_code(result, columns, [better], turns)
     note = ("preference_data", said)
-    return Format(
-        "preference", "messages", {"messages": "chosen"}, mapping, True, convert, note=note
-    )
+    return Format("preference", "messages", {"messages": better}, mapping, True, convert, note=note)
 
 
 def unpaired(form: Format, columns: Sequence[str], sample: Sequence[Row]) -> Format | None:

@@ -52,7 +52,8 @@ OFFICE = re.compile(
 
 def _email(match: re.Match[str]) -> bool:
     name, _, domain = match.group().lower().partition("@")
-    return not EXAMPLE.search(domain) and not OFFICE.match(name)
+    message_id = not re.search("[a-z]", name)
+    return not message_id and not EXAMPLE.search(domain) and not OFFICE.match(name)
 
 
 def _always(match: re.Match[str]) -> bool:

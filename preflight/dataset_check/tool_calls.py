@@ -6,6 +6,7 @@ Used by lessons: 01, 04, 05a, 06.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ from preflight.dataset_check.formats import Row
 from preflight.dataset_check.rows import Fault
 
 CODE = "tool_call_mismatch"
+IN_WORDS = re.compile(r"call|function|action|\bname\b|<\|", re.IGNORECASE)  # of a call as text
 
 
 def tool_faults(columns: Row, tools: Any) -> Iterator[Fault]:
@@ -30,11 +32,14 @@ def tool_faults(columns: Row, tools: Any) -> Iterator[Fault]:
         return
     defined = _definitions(tools)
     called: list[Row] = []
+    said = ""
     for message in messages:
         if not isinstance(message, dict):
             continue
-        if message.get("role") == "tool":
+        if message.get("role") == "tool" and (called or not IN_WORDS.search(said)):
             yield from _answer_faults(message, called)
+        if message.get("role") == "assistant":
+            said = str(message)
         calls = message.get("tool_calls")
         for call in calls if isinstance(calls, list) else ():
             if isinstance(call, dict):
@@ -74,7 +79,8 @@ def _call_faults(call: Row, defined: dict[str, Row]) -> Iterator[Fault]:
     if not defined:
         return
     if name not in defined:
-        yield CODE, f"{name} is not defined; {', '.join(sorted(defined))} are"
+        is_or_are = "is" if len(defined) == 1 else "are"
+        yield CODE, f"{name} is not defined; {', '.join(sorted(defined))} {is_or_are}"
         return
     if arguments is not None and not isinstance(arguments, dict):
         yield CODE, f"{name}: the arguments are no object"
