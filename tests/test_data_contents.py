@@ -216,7 +216,7 @@ def test_what_only_looks_private(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text", ["Sincerely, [Your Name].", "Hello {{name}}, welcome.", "To <insert date> at noon.",
-             "See [INSERT LINK HERE] for more.", "Lorem ipsum dolor sit amet."]
+             "See [INSERT LINK HERE] for more."]
 )  # fmt: skip
 def test_placeholders(text: str) -> None:
     """The model will write [Your Name] under its letters."""

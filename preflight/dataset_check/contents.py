@@ -21,7 +21,7 @@ from preflight.dataset_check.tool_calls import tool_faults
 
 GAP = re.compile(
     r"\[(?:insert|enter|add)\b[^\][\n(]{0,40}\](?!\()|<(?:insert|your)[ _-][^<>\n]{1,40}>"
-    r"|\{\{ ?[a-z_]+ ?\}\}|\blorem ipsum\b",
+    r"|\{\{ ?[a-z_]+ ?\}\}",
     re.IGNORECASE,
 )
 # In a question these may be what it is about.
@@ -68,30 +68,31 @@ def _message_texts(message: Row) -> Iterator[tuple[str, str]]:
 
 def content_faults(texts: list[tuple[str, str]]) -> list[Fault]:
     """Return what is wrong with the texts of a row; a secret is named, never quoted."""
-    # One search of all texts together: most rows hold nothing private.
-    parts = private_parts("\n\n".join([text for _, text in texts]))
-    faults: list[Fault] = [(kind.code, kind.name) for kind, *_ in parts]
-    for role, text in texts:
-        if "[" in text or "{{" in text or "<" in text or " ipsum" in text:
-            gap = GAP.search(text) or (role == "assistant" and YOURS.search(text))
-            if gap and not CODE.search(text):
-                faults.append(("placeholder", gap.group()))
-        wrong = _wrongly_decoded(text)
-        if wrong:
-            faults.append(("wrongly_decoded", wrong))
+    # One search of all texts together: most rows hold nothing of the kind.
+    joined = "\n\n".join([text for _, text in texts])
+    faults: list[Fault] = [(kind.code, kind.name) for kind, *_ in private_parts(joined)]
+    if "[" in joined or "{" in joined or "<" in joined:
+        faults += _gaps(texts)
+    if "&" in joined or "\\" in joined or not joined.isascii():
+        faults += [("wrongly_decoded", wrong) for _, t in texts if (wrong := _wrongly_decoded(t))]
     return [*faults, *_repeated_prompts(texts)]
+
+
+def _gaps(texts: list[tuple[str, str]]) -> Iterator[Fault]:
+    for role, text in texts:
+        gap = GAP.search(text) or (role == "assistant" and YOURS.search(text))
+        if gap and not CODE.search(text):
+            yield "placeholder", gap.group()
 
 
 def _wrongly_decoded(text: str) -> str:
     """Return the place of a text that shows that it was decoded wrongly, or ""."""
     if not text.isascii() and is_bad(text) and ftfy.fix_encoding(text) != text:
-        word = next((w for w in text.split() if ftfy.fix_encoding(w) != w), text)
-        return word
-    if "&" in text and (found := ENTITY.search(text)) and not ABOUT_MARKUP.search(text):
-        return text[max(found.start() - 20, 0) : found.end() + 20]
-    if "\\u" in text and (found := ESCAPE.search(text)) and not ABOUT_CODE.search(text):
-        return text[max(found.start() - 20, 0) : found.end() + 20]
-    return ""
+        return next((word for word in text.split() if ftfy.fix_encoding(word) != word), text)
+    found = ENTITY.search(text)
+    if not found or ABOUT_MARKUP.search(text):
+        found = None if ABOUT_CODE.search(text) else ESCAPE.search(text)
+    return text[max(found.start() - 20, 0) : found.end() + 20] if found else ""
 
 
 def _repeated_prompts(texts: list[tuple[str, str]]) -> Iterator[Fault]:

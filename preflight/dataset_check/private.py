@@ -110,7 +110,7 @@ NUMBERS = (
     Kind("personal_data", "social security number", SSN),
 )
 # A number is looked for around such a run, with what stands before it: most texts have none.
-RUN = re.compile(r"\d[\d ()./-]{6,}\d")
+RUN = re.compile(r"[0-9][0-9 ()./-]{6,}[0-9]")
 BEFORE, AFTER = 40, 8  # characters
 
 Part = tuple[Kind, int, int]  # what it is, and where it begins and ends
@@ -119,15 +119,18 @@ Part = tuple[Kind, int, int]  # what it is, and where it begins and ends
 def private_parts(text: str) -> list[Part]:
     """Return the private parts of a text, in their order."""
     parts: list[Part] = []
-    if "PRIVATE KEY-----" in text:
+    plain = text.encode("utf-8", "replace")
+    digits = len(plain) - len(plain.translate(None, DIGITS))
+    if "@" in text:
+        parts += _matches(ADDRESS, text)
+    if not digits:
+        return parts
+    if "-" in text and "PRIVATE KEY-----" in text:
         parts += _matches(PRIVATE_KEY, text)
     starts = [start for sign, known in KEY_STARTS.items() if sign in text for start in known]
     if any([start in text for start in starts]):
         parts += _matches(API_KEY, text)
-    if "@" in text:
-        parts += _matches(ADDRESS, text)
-    plain = text.encode("utf-8", "replace")
-    if len(plain) - len(plain.translate(None, DIGITS)) >= FEW:
+    if digits >= FEW:
         for run in RUN.finditer(text):
             around = max(run.start() - BEFORE, 0), run.end() + AFTER
             parts += [p for kind in NUMBERS for p in _matches(kind, text, *around)]
