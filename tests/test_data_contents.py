@@ -367,6 +367,13 @@ def test_calls_of_sharegpt_are_held_to_the_definitions() -> None:
     assert faults(report) == {"tool_call_mismatch": [0]}
 
 
+def test_the_same_words_with_other_tools_are_no_repetition() -> None:
+    """Asked for what no tool does, an assistant says so, whatever tools there are."""
+    other = [{"type": "function", "function": {"name": "clock"}}]
+    rows = [{**talk(), "tools": tools} for tools in (TOOLS, other, TOOLS)]
+    assert faults(check(rows)) == {"duplicate": [2]}
+
+
 # --- labels ---------------------------------------------------------------------------------------
 
 

@@ -214,7 +214,7 @@ class _Checker:
                 own = row_faults(values, form)
                 usable = trainable(values, own)
                 if usable:
-                    before = [*self.repeats.faults(values, place)]
+                    before = [*self.repeats.faults(values, place, row.get("tools"))]
                     own += before
                     if form.target not in ("tokens", "unknown"):
                         own += contents.faults(number, values, row.get("tools"), bool(before))

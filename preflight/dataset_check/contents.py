@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
+from zlib import crc32
 
 import ftfy
 from ftfy.badness import is_bad
@@ -192,7 +193,7 @@ class Contents:
         """Return the faults of a row; one that came before as it is, is not near another."""
         texts = texts_of(columns)
         if not came_before:
-            self._near.look(self._split, number, _plain(texts))
+            self._near.look(self._split, number, _plain(texts), _short(tools))
         calls = tool_faults(columns, tools)
         return [*content_faults(texts), *self._cut_offs.look(number, texts), *calls]
 
@@ -204,3 +205,8 @@ class Contents:
 
 def _plain(texts: list[tuple[str, str]]) -> list[str]:
     return [text for _, text in texts]
+
+
+def _short(tools: Any) -> int:
+    """Return a number for the definitions of tools; 0 for none."""
+    return crc32(str(tools).encode("utf-8", "replace")) if tools else 0

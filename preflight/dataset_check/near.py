@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rensa import RMinHash, RMinHashLSH
 
@@ -56,8 +57,8 @@ class NearDuplicates:
         self._first: list[int] = []
         self._example = ""
 
-    def look(self, split: str, number: int, texts: Sequence[str]) -> None:
-        """Compare a row with those before."""
+    def look(self, split: str, number: int, texts: Sequence[str], tools: Any = None) -> None:
+        """Compare a row with those before that have the same tools."""
         if self._looked >= ROWS:
             return
         self._looked += 1
@@ -65,7 +66,7 @@ class NearDuplicates:
         if len(own) < ENOUGH:
             return
         hashed = RMinHash(num_perm=HASHES, seed=1)
-        hashed.update([*own])
+        hashed.update([f"{tools} {run}" for run in own] if tools else [*own])
         near = [n for n in self._seen.query(hashed) if hashed.jaccard(self._hashes[n]) >= ALIKE]
         if near:
             self._count += 1

@@ -86,20 +86,24 @@ class Repeats:
         self._rows: dict[bytes, int] = {}
         self._prompts: dict[bytes, int] = {}
 
-    def faults(self, columns: Row, split: int) -> Iterator[Fault]:
-        """Yield a fault if this row, or its prompt with another answer, came before."""
+    def faults(self, columns: Row, split: int, tools: Any = None) -> Iterator[Fault]:
+        """Yield a fault if this row, or its prompt with another answer, came before.
+
+        The same words with other tools are another prompt.
+        """
         texts = [*_texts(columns)]
         start = texts[0] if texts else columns
         # Case and spaces do not make a row another one.
         plain = [_plain(text) for text in texts]
-        before = _swap(self._rows, plain, split)
+        given = [_plain(text) for text in _texts(tools)] if tools else []
+        before = _swap(self._rows, plain + given, split)
         if before is not None:
             yield ("duplicate" if before == split else "split_overlap"), start
             return
         asked = [*_texts(_prompt(columns))]
         if not any(map(str.strip, asked)):
             return
-        before = _swap(self._prompts, plain[: len(asked)], split)  # the prompt comes first
+        before = _swap(self._prompts, plain[: len(asked)] + given, split)  # it comes first
         if before is not None:
             yield ("conflicting_answers" if before == split else "prompt_overlap"), start
 
