@@ -145,11 +145,12 @@ READY = {
     "sft": ("prompt-completion", {"prompt": "Hi", "completion": " Hello"}),
     "sft chat": ("conversational prompt-completion", {"prompt": [USER], "completion": [REPLY]}),
     "tulu": ("messages", {"id": "1", "messages": CHAT, "source": "x"}),
-    "openthoughts": ("ShareGPT", {"system": "x", "conversations": SAME_ROLES}),
+    "same roles": ("ShareGPT", {"source": "x", "conversations": SAME_ROLES}),
     "tokenised": ("tokenised", {"input_ids": [1, 2], "labels": [-100, 2]}),
 }
 MAPPED = {
     "sharegpt": ("ShareGPT", {"id": "1", "conversations": TURNS}),
+    "openthoughts": ("ShareGPT", {"system": "x", "conversations": SAME_ROLES}),
     "other name": ("messages in column 'conversations'", {"conversations": CHAT}),
     "lima": ("list of turns in 'conversations'", {"conversations": ["Hi", "Ho"], "source": "x"}),
     "capybara": ("pairs of turns in 'conversation'", {"conversation": INPUT_OUTPUT}),
@@ -188,7 +189,8 @@ def test_public_formats_and_their_mapping(name: str) -> None:
     form, row = MAPPED[name]
     dataset = Dataset.from_list([row])
     report = check(dataset)
-    assert (report.format, codes(report)) == (form, {"mapping_needed"})
+    assert report.format == form
+    assert codes(report) - {"preference_data"} == {"mapping_needed"}
     rows = mapped(report, dataset)
     again = check(rows)
     assert again.ok and again.mapping == "" and codes(again) == set()

@@ -47,9 +47,10 @@ TOKENIZER = AutoTokenizer.from_pretrained(POCKET_MODEL)
 
 COLUMNS = (
     "text prompt completion messages chosen rejected instruction input output question answer "
-    "context system conversations label labels tags input_ids completion_mask assistant_masks data"
+    "context system conversations label labels tags input_ids completion_mask assistant_masks data "
+    "tools instances kto_tag images"
 ).split()
-ROLES = ("system", "user", "assistant", "tool", "human", "gpt", "")
+ROLES = ("system", "user", "assistant", "tool", "human", "gpt", "function_call", "")
 KEYS = ("role", "content", "from", "value", "input", "output", "tool_calls", "text")
 
 # Every character, lone surrogates and control characters among them.

@@ -1,4 +1,4 @@
-"""Make the bad dataset: every fault that `course_utils.data.check` finds in a row, each known.
+"""Make the bad dataset: faults of form, length and repetition in its rows, each known.
 
     python data/build/make_bad.py [FOLDER]
 

@@ -10,10 +10,15 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from preflight.dataset_check.formats import Format, Row, recognise
+from preflight.dataset_check.contents import Contents
+from preflight.dataset_check.formats import Format, Row
+from preflight.dataset_check.forms import MEDIA
+from preflight.dataset_check.labels import LabelTypes
+from preflight.dataset_check.mixed import Forms
+from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.reading import Split, open_splits
 from preflight.dataset_check.report import Collector, Finding, Report
-from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
+from preflight.dataset_check.rows import Fault, Repeats, label_faults, row_faults, trainable
 from preflight.dataset_check.rules import RULES
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
 
@@ -127,6 +132,11 @@ class _Checked:
             self.found.add("unknown_format", example=columns)
         if form.mapping:
             self.found.add("mapping_needed", example=columns)
+        if form.note:
+            self.found.add(form.note[0], example=form.note[1])
+        media = [name for name in columns if name in MEDIA]
+        if media and form.target in ("messages", "prompt-completion"):
+            self.found.add("media", example=media)
 
 
 @dataclass
@@ -138,6 +148,10 @@ class _Checker:
     num_labels: int | None
     max_rows: int
     repeats: Repeats = field(default_factory=Repeats)
+    near: NearDuplicates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.near = NearDuplicates(self.max_rows)
 
     def check(self, split: Split, place: int) -> _Checked:
         """Read a split once, from its first row to its last, and note the faults on the way."""
@@ -146,10 +160,21 @@ class _Checker:
         sample = [*islice(rows, SAMPLE)]
         known = [row for row in sample if isinstance(row, dict)]
         columns = split.columns or [*dict.fromkeys(str(name) for row in known for name in row)]
-        checked = _Checked(split, recognise(columns, known), columns, found)
+        forms = Forms(columns, known, self.max_rows)
+        checked = _Checked(split, forms.form, columns, found)
         tokens = TokenFaults(self.tokenizer, self.max_length, checked.form)
-        for number, faults in tokens.of(self._usable(chain(sample, rows), place, checked)):
+        others = _Others(self.tokenizer, self.max_length, found)
+        first = [values for row in known for values in forms.form.examples(row)]
+        contents = Contents(split.name, first, self.near, self.max_rows)
+        labels = LabelTypes([] if checked.form.target == "tokens" else known)
+        usable = self._usable(chain(sample, rows), place, checked, forms, others, contents, labels)
+        for number, faults in tokens.of(usable):
             found.add_all(number, faults)
+        others.flush()
+        contents.note(found)
+        checked.form = forms.most()
+        for names, count, first in forms.fewer():
+            found.add_rows("mixed_forms", first, count, names)
         if not split.count:
             found.add("empty_dataset")
         elif not columns:
@@ -164,24 +189,66 @@ class _Checker:
         return checked
 
     def _usable(
-        self, rows: Iterable[Any], place: int, checked: _Checked
+        self,
+        rows: Iterable[Any],
+        place: int,
+        checked: _Checked,
+        forms: Forms,
+        others: _Others,
+        contents: Contents,
+        labels: LabelTypes,
     ) -> Iterator[tuple[int, Row]]:
         """Note what rows show by themselves, and yield those that can be tokenised."""
-        split, form, found = checked.split, checked.form, checked.found
+        split, found = checked.split, checked.found
         classes = {n: f.num_classes for n, f in split.features.items() if hasattr(f, "num_classes")}
         for number, row in enumerate(rows):
             split.count = number + 1
             if not isinstance(row, dict):
                 found.add("wrong_type", number, row)
                 continue
-            found.add_all(number, split.loaded.faults(row, form.source.values()))
-            values = form.extract(row)
-            faults = row_faults(values, form)
+            form = forms.of(row, number)
+            faults = [*split.loaded.faults(row, form.source.values())]
             if form.target != "tokens":
-                faults += label_faults(row, classes, self.num_labels)
-            usable = trainable(values, faults)
-            if usable:
-                faults += self.repeats.faults(values, place)
-            found.add_all(number, faults)
-            if usable and form.target != "unknown":
-                yield number, values
+                faults += [*label_faults(row, classes, self.num_labels), *labels.faults(row)]
+            for values in form.examples(row):
+                own = row_faults(values, form)
+                usable = trainable(values, own)
+                if usable:
+                    before = [*self.repeats.faults(values, place, row.get("tools"))]
+                    own += before
+                    if form.target not in ("tokens", "unknown"):
+                        own += contents.faults(number, values, row.get("tools"), bool(before))
+                faults += own
+                if not usable or form.target == "unknown":
+                    continue
+                if form is forms.form:
+                    yield number, values
+                else:
+                    others.add(form, number, values)
+            if faults:
+                found.add_all(number, faults)
+
+
+class _Others:
+    """Tokenises rows of other forms than the first rows have, some at a time."""
+
+    def __init__(self, tokenizer: Any, max_length: int | None, found: Collector) -> None:
+        self._tokenizer, self._max_length, self._found = tokenizer, max_length, found
+        self._forms: dict[str, Format] = {}
+        self._waiting: dict[str, list[tuple[int, Row]]] = {}
+
+    def add(self, form: Format, number: int, values: Row) -> None:
+        """Keep a row, and look at those kept when they are many."""
+        self._forms[form.name] = form
+        waiting = self._waiting.setdefault(form.name, [])
+        waiting.append((number, values))
+        if len(waiting) >= SAMPLE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Look at all that was kept."""
+        for name, waiting in self._waiting.items():
+            tokens = TokenFaults(self._tokenizer, self._max_length, self._forms[name])
+            for number, faults in tokens.of(iter(waiting)):
+                self._found.add_all(number, faults)
+        self._waiting.clear()

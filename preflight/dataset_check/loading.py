@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.json as paj
 
-from preflight.dataset_check.formats import CONTENT_KEYS
+from preflight.dataset_check.forms import CONTENT_KEYS
 from preflight.dataset_check.parsing import open_bytes, suffix_of
 from preflight.dataset_check.report import quote
 

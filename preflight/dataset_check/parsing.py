@@ -129,17 +129,20 @@ def _read_json(path: Path, faults: Faults) -> Iterator[Any]:
                 yield from _row(line, number, faults)
 
 
-def _parse(text: str, **options: Any) -> Any:
+def _parse(text: str) -> Any:
     """Return the parsed JSON, or the exception that says why not."""
     try:
-        return json.loads(text, **options)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         return error
 
 
 def _row(text: str, line: int, faults: Faults) -> Iterator[dict[str, Any]]:
     # load_dataset stops at a key that is there twice, except in a list of rows.
-    row = _parse(text, object_pairs_hook=_without_repeats)
+    try:
+        row = STRICT.decode(text)
+    except (ValueError, RecursionError) as error:
+        row = error
     if isinstance(row, dict):
         yield row
     else:
@@ -153,6 +156,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name, count = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {name} is there {count} times")
     return row
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_without_repeats)
 
 
 def _wrapped(document: Any, faults: Faults) -> list[Any]:

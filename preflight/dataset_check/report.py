@@ -12,6 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from course_utils.display import html_table
+from preflight.dataset_check.private import redacted
 from preflight.dataset_check.rules import RULES
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class Collector:
         # By the kind of fault and, for lines, which count in one file, the file.
         self._count: Counter[tuple[str, str]] = Counter()
         self._rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self._last: dict[tuple[str, str], int] = {}
         self._example: dict[tuple[str, str], str] = {}
 
     def add(
@@ -137,9 +139,20 @@ class Collector:
         kind = code, file
         if example is not None and kind not in self._example:
             self._example[kind] = quote(example)
-        self._count[kind] += 0 if row is None else 1
-        if row is not None and len(self._rows[kind]) < self.max_rows:
-            self._rows[kind].append(row)
+        if row is None:
+            self._count[kind] += 0
+        elif self._last.get(kind) != row:  # a row that becomes two has a fault once
+            self._last[kind] = row
+            self._count[kind] += 1
+            if len(self._rows[kind]) < self.max_rows:
+                self._rows[kind].append(row)
+
+    def add_rows(self, code: str, rows: list[int], count: int, example: object) -> None:
+        """Note a fault of `count` rows, of which `rows` are the first."""
+        kind = code, ""
+        self._example.setdefault(kind, quote(example))
+        self._count[kind] += count
+        self._rows[kind] = sorted({*self._rows[kind], *rows})[: self.max_rows]
 
     def add_all(self, row: int, faults: Iterable[tuple[str, object]]) -> None:
         """Note the faults of one row, each kind once, with the first of its examples."""
@@ -158,10 +171,13 @@ class Collector:
 
 
 def quote(value: object, limit: int = 100) -> str:
-    """Return a short `repr`, in which a control character shows as its escape."""
+    """Return a short `repr`, with control characters as escapes and without private data."""
     try:
-        text = repr(value[:limit] if isinstance(value, str) else value)
+        # More than is shown, so that a key at the edge is recognised.
+        text = repr(redacted(value[: 20 * limit])[:limit] if isinstance(value, str) else value)
     except RecursionError:
         return "(nested too deeply to show)"
+    if not isinstance(value, str):
+        text = redacted(text[: 20 * limit])
     cut = len(text) > limit + 2 or (isinstance(value, str) and len(value) > limit)
     return text[: limit + 2] + ("..." if cut else "")

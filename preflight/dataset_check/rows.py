@@ -16,7 +16,8 @@ from preflight.dataset_check.formats import MISSING, Format, Row
 
 ROLES = frozenset(["system", "developer", "user", "assistant", "tool"])
 CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff"
-# One search finds the rare row that needs a closer look.
+# One search finds the rare row that needs a closer look; in ASCII, bytes are quicker.
+PLAIN = bytes([*b"\t\n\r", *range(0x20, 0x7F)])
 ODD = re.compile(f"[{CONTROL}\ufffd\ud800-\udfff]")
 ODD_KINDS = {
     "control_character": re.compile(f"[{CONTROL}]"),
@@ -88,27 +89,37 @@ class Repeats:
         self._rows: dict[bytes, int] = {}
         self._prompts: dict[bytes, int] = {}
 
-    def faults(self, columns: Row, split: int) -> Iterator[Fault]:
-        """Yield a fault if this row, or its prompt with another answer, came before."""
+    def faults(self, columns: Row, split: int, tools: Any = None) -> Iterator[Fault]:
+        """Yield a fault if this row, or its prompt with another answer, came before.
+
+        The same words with other tools are another prompt.
+        """
         texts = [*_texts(columns)]
         start = texts[0] if texts else columns
-        before = _swap(self._rows, texts, split)
+        # Case and spaces do not make a row another one.
+        plain = [_plain(text) for text in texts]
+        given = [_plain(text) for text in _texts(tools)] if tools else []
+        before = _swap(self._rows, plain + given, split)
         if before is not None:
             yield ("duplicate" if before == split else "split_overlap"), start
             return
         asked = [*_texts(_prompt(columns))]
         if not any(map(str.strip, asked)):
             return
-        before = _swap(self._prompts, asked, split)
+        before = _swap(self._prompts, plain[: len(asked)] + given, split)  # it comes first
         if before is not None:
             yield ("conflicting_answers" if before == split else "prompt_overlap"), start
 
 
-def _swap(seen: dict[bytes, int], texts: list[str], split: int) -> int | None:
+def _plain(text: str) -> bytes:
+    if text.isascii():  # quicker as bytes
+        return b" ".join(text.encode().lower().split())
+    return " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
+
+
+def _swap(seen: dict[bytes, int], texts: list[bytes], split: int) -> int | None:
     """Return the split that had these texts last, if any, and put this one in its place."""
-    # Case and spaces do not make a row another one.
-    plain = "\x1f".join(" ".join(text.casefold().split()) for text in texts)
-    key = blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    key = blake2b(b"\x1f".join(texts), digest_size=8).digest()
     before = seen.get(key)
     seen[key] = split
     return before
@@ -139,7 +150,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _character_faults(columns: Row) -> Iterator[Fault]:
     for text in _texts(columns):
-        if ODD.search(text):
+        odd = text.encode().translate(None, PLAIN) if text.isascii() else ODD.search(text)
+        if odd:
             for code, pattern in ODD_KINDS.items():
                 if match := pattern.search(text):
                     yield code, text[max(0, match.start() - 20) : match.end() + 20]

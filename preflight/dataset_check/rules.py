@@ -87,7 +87,8 @@ ERRORS = {
         "Convert (str(...), json.loads(...)) or drop the rows.",
     ),
     "mixed_forms": (
-        "Text in some rows, messages in others; SFTTrainer judges all rows by the first one.",
+        "Text in some rows, messages in others, or other columns; SFTTrainer judges all rows by "
+        "the first one.",
         "Bring all rows to one form, or drop the fewer.",
     ),
     "no_assistant": (
@@ -139,6 +140,23 @@ ERRORS = {
     ),
 }
 WARNINGS = {
+    "preference_data": (
+        "Preference data: each row has a better answer and a worse one. SFT learns the one that is "
+        "chosen, and never sees the other.",
+        "To learn from both, use TRL's DPOTrainer; for SFT, run the mapping.",
+    ),
+    "unpaired_preference": (
+        "Answers marked good (true) and bad (false). SFTTrainer ignores the mark, so that it would "
+        "learn the bad answers, too.",
+        "To learn from both, use TRL's KTOTrainer; for SFT, run the mapping, which keeps the good.",
+    ),
+    "media": (
+        "Pictures, sound or film beside the text. With 'image' or 'images' SFTTrainer refuses a "
+        "text-only model; audio and video it ignores.",
+        "Pictures: a vision-language model (AutoModelForImageTextToText) with its AutoProcessor as "
+        "processing_class; SFTTrainer then takes DataCollatorForVisionLanguageModeling. Sound and "
+        "film: a model and a collator made for them. Text only: remove the column.",
+    ),
     "prompt_overlap": (
         "Prompts that an earlier split also holds, with another answer.",
         "Split by prompt, so that no prompt stands in two splits.",
@@ -180,6 +198,49 @@ WARNINGS = {
     "too_long": (
         "Rows of more tokens than max_length; SFTTrainer cuts the end off.",
         "Raise max_length (memory grows with it), split the rows, or use packing='bfd_split'.",
+    ),
+    "near_duplicate": (
+        "Rows nearly the same as one before: three quarters of their runs of three words are. (The "
+        "first 10,000 rows of each split are compared; wording that many rows share is left out.)",
+        "Read both, and drop one, unless the difference is what you teach.",
+    ),
+    "answer_cut_off": (
+        "Answers that end in the middle of a sentence or of a block of code, as where a limit of "
+        "tokens cut them; the model learns to stop there.",
+        "Make these answers anew with a higher limit, or drop the rows.",
+    ),
+    "prompt_repeated": (
+        "The answer begins with all of the prompt; the model learns to repeat what it is asked.",
+        "Cut the prompt off the answer: completion.removeprefix(prompt).",
+    ),
+    "placeholder": (
+        "A placeholder that nobody filled in, such as [Your Name] or {{name}}; the model learns to "
+        "write it.",
+        "Fill it in, or drop the rows.",
+    ),
+    "secret": (
+        "What looks like a key or a token that opens an account (not shown here); the model may "
+        "write it out for others.",
+        "Replace it in the data and, if it is real, revoke it now.",
+    ),
+    "personal_data": (
+        "What looks like personal data: a card, bank, telephone or social security number, an "
+        "e-mail address (not shown here). The model may write it out for others.",
+        "Replace it with an invented one, such as name@example.com, or drop the rows.",
+    ),
+    "tool_call_mismatch": (
+        "Calls of tools that do not fit the definitions in 'tools', or answers that fit no call; "
+        "the model learns calls that will fail.",
+        "Correct the call or the definition, or drop the rows.",
+    ),
+    "label_type": (
+        "Labels of another type than most of their column; load_dataset turns the column into "
+        "another type, or stops.",
+        "Convert them, or drop the rows.",
+    ),
+    "wrongly_decoded": (
+        "Text that was decoded wrongly, such as 'Ã©' for 'é', '&amp;' for '&', '\\u00e9' for 'é'.",
+        "Read the file as UTF-8. Repair: ftfy.fix_text(text), html.unescape(text).",
     ),
     "control_character": (
         "Control characters (such as a zero byte, a terminal escape, a byte-order mark).",
