@@ -12,6 +12,7 @@ from typing import Any
 
 from preflight.dataset_check.formats import Format, Row, recognise
 from preflight.dataset_check.reading import Split, open_splits
+from preflight.dataset_check.rendering import SETTINGS, Renderer
 from preflight.dataset_check.report import Collector, Finding, Report
 from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
 from preflight.dataset_check.rules import RULES
@@ -30,6 +31,7 @@ def check(
     *,
     num_labels: int | None = None,
     max_rows: int = 5,
+    assistant_only_loss: bool = False,
 ) -> Report:
     """Examine a dataset for SFT before training: what is wrong, in which rows, how to fix it.
 
@@ -37,7 +39,8 @@ def check(
     DataFrame, a file (.jsonl, .json, .csv, .tsv, .parquet, also .gz), a folder of such files (a
     split for each name) or a hub id. Lengths are in tokens and need the tokenizer; `max_length` is
     the one you will give to SFTConfig (1024 is its default; None cuts nothing). `num_labels` is the
-    number of classes if the rows have labels; `max_rows` is how many row numbers a finding keeps.
+    number of classes if the rows have labels; `max_rows` is how many row numbers a finding keeps;
+    `assistant_only_loss` is the one of your SFTConfig.
 
     Returns a Report. It foresees what SFTTrainer 1.16 does by default: cut at the end, and train on
     the completion only where there is one. Raises FileNotFoundError, ValueError or RuntimeError for
@@ -61,7 +64,8 @@ def check(
             "'validation': ...}, or one dataset. Check how the dataset was made."
         )
 
-    checker = _Checker(tokenizer, max_length, num_labels, max_rows)
+    renderer = Renderer(tokenizer, assistant_only_loss)
+    checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer)
     checked = [checker.check(split, place) for place, split in enumerate(splits)]
     first = checked[0]
     findings: list[Finding] = []
@@ -77,7 +81,7 @@ def check(
     if tokenizer is None:
         of_all.add("not_checked")
     else:
-        for code, example in tokenizer_faults(tokenizer, first.form):
+        for code, example in tokenizer_faults(renderer, first.form):
             of_all.add(code, example=example)
     findings += of_all.findings()
     order = [*RULES]
@@ -137,6 +141,7 @@ class _Checker:
     max_length: int | None
     num_labels: int | None
     max_rows: int
+    renderer: Renderer
     repeats: Repeats = field(default_factory=Repeats)
 
     def check(self, split: Split, place: int) -> _Checked:
@@ -147,7 +152,7 @@ class _Checker:
         known = [row for row in sample if isinstance(row, dict)]
         columns = split.columns or [*dict.fromkeys(str(name) for row in known for name in row)]
         checked = _Checked(split, recognise(columns, known), columns, found)
-        tokens = TokenFaults(self.tokenizer, self.max_length, checked.form)
+        tokens = TokenFaults(self.tokenizer, self.max_length, checked.form, self.renderer)
         for number, faults in tokens.of(self._usable(chain(sample, rows), place, checked)):
             found.add_all(number, faults)
         if not split.count:
@@ -183,4 +188,6 @@ class _Checker:
                 faults += self.repeats.faults(values, place)
             found.add_all(number, faults)
             if usable and form.target != "unknown":
-                yield number, values
+                # What SFTTrainer gives the chat template next to the messages.
+                kept = SETTINGS if form.chat and form.keeps_columns else ()
+                yield number, {name: row[name] for name in kept if name in row} | values

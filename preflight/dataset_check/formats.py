@@ -52,6 +52,11 @@ class Format:
     chat: bool = False
     convert: Callable[[Row], Row] | None = None
 
+    @property
+    def keeps_columns(self) -> bool:
+        """True if a dataset still has its other columns after the mapping."""
+        return not self.mapping or ".rename_column(" in self.mapping
+
     def extract(self, row: Row) -> Row:
         """Return the row as the columns of the target form, `MISSING` where it lacks one."""
         if self.convert:

@@ -1,0 +1,260 @@
+"""Renders messages as SFTTrainer does, and says why a chat template refuses them.
+
+SFTTrainer gives the template the row's own `tools` (a list, or its JSON) and what stands in
+`chat_template_kwargs`. With `assistant_only_loss` it takes another template of TRL's where the
+tokenizer's own does not mark what the assistant says.
+
+Used by lessons: 01, 04, 05a, 06.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+from preflight.dataset_check.formats import MISSING, Row
+from preflight.dataset_check.rows import Fault
+
+Messages = list[Row]
+Change = tuple[str, Callable[[Messages], Messages]]  # the code of a rule, and what it changes
+
+SETTINGS = ("tools", "chat_template_kwargs")  # the columns that a template is given
+MARKUP = re.compile(r"<[|｜].*[|｜]>", re.S)  # a turn's token, where it is not marked as special
+# Tokens that data may well hold: where a picture stands, reasoning, calls.
+WANTED = re.compile("image|img|video|vision|audio|think|tool", re.I)
+DATE_FORMAT = re.compile(r"""strftime_now\(\s*["']([^"']+)["']""")
+
+
+def settings(row: Row) -> dict[str, Any]:
+    """Return what SFTTrainer gives the template of this row, next to its messages."""
+    tools, options = (None if row.get(name) is MISSING else row.get(name) for name in SETTINGS)
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": tools, **(options or {})}
+
+
+class Renderer:
+    """Renders messages with a tokenizer's chat template, or with the one for training."""
+
+    def __init__(self, tokenizer: Any, assistant_only_loss: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.assistant_only_loss = assistant_only_loss
+        template = getattr(tokenizer, "chat_template", None) or ""
+        if isinstance(template, dict):
+            template = template.get("default", "")
+        self.template: str = template
+        self.training_template = self._training_template() if assistant_only_loss else template
+        self.control = self._control_tokens() if tokenizer is not None else None
+        self.date_formats = DATE_FORMAT.findall(template)
+
+    @property
+    def ready(self) -> bool:
+        """True if there is a template to train with."""
+        return bool(self.training_template)
+
+    def _training_template(self) -> str:
+        """Return the template that SFTTrainer takes for training on answers; "" if it has none."""
+        from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+        if not self.template or has_generation_markers(self.template):
+            return self.template
+        try:
+            return get_training_chat_template(self.tokenizer) or self.template
+        except ValueError:
+            return ""
+
+    def training_faults(self) -> Iterator[Fault]:
+        """Yield what is wrong with the template for training on answers only."""
+        from trl.chat_template_utils import is_chat_template_stop_token_trained
+
+        if not self.training_template:
+            yield "no_training_template", self.template[:60]
+        elif not is_chat_template_stop_token_trained(
+            self.tokenizer, chat_template=self.training_template
+        ):
+            yield "stop_not_learned", None
+
+    def _control_tokens(self) -> re.Pattern[str] | None:
+        """Return a pattern of the tokens that end a text or a turn, if the tokenizer has any."""
+        named = {str(token) for token in self.tokenizer.special_tokens_map.values()}
+        found = [
+            text
+            for text, special in (
+                (str(token), getattr(token, "special", True))
+                for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+            )
+            if (text in named or text in self.template) and (special or MARKUP.fullmatch(text))
+        ]
+        found = [text for text in found if text.strip() and not WANTED.search(text)]
+        return re.compile("|".join(map(re.escape, found))) if found else None
+
+    def text(self, messages: Messages, options: dict[str, Any], asks: bool = False) -> str:
+        """Return the rendering in use; `asks` adds what stands before an answer."""
+        return self._apply(messages, options, tokenize=False, add_generation_prompt=asks)
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a rendering."""
+        # verbose=False: without the warning about long rows, which the findings count.
+        quiet = {"verbose": False, "return_attention_mask": False, "add_special_tokens": False}
+        return self.tokenizer(text, **quiet)["input_ids"]
+
+    def trained(self, messages: Messages, options: dict[str, Any]) -> tuple[str, list[int], Any]:
+        """Return the rendering for training on answers only, its tokens, and what is learned.
+
+        What is learned is the place of each such token: its number and its characters.
+        """
+        template = {"chat_template": self.training_template}
+        text = self._apply(messages, template | options, tokenize=False)
+        done = self._apply(
+            messages,
+            template | options,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            tokenizer_kwargs={"verbose": False, "return_offsets_mapping": True},
+        )
+        marks = enumerate(zip(done["assistant_masks"], done["offset_mapping"], strict=True))
+        learned = [(number, *span) for number, (mark, span) in marks if mark]
+        return text, done["input_ids"], learned
+
+    def _apply(self, messages: Messages, options: dict[str, Any], **how: Any) -> Any:
+        if not how["tokenize"]:  # only where there are tokens can it be given
+            options = {k: v for k, v in options.items() if k != "sanitize_control_tokens"}
+        return self.tokenizer.apply_chat_template(messages, **{**how, **options})
+
+    def shows(self, messages: Messages, options: dict[str, Any], text: str) -> bool:
+        """True if the rendering of these messages holds the text; False if they are refused."""
+        try:
+            return text in self.text(messages, options)
+        except Exception:  # a template may raise anything
+            return False
+
+    def causes(self, messages: Messages, options: dict[str, Any]) -> list[Change]:
+        """Return what has to be changed before the template takes these messages, if anything."""
+        for last, arguments in product(([], HEAVY), (_arguments_as_dict, _arguments_as_text)):
+            changes = [("arguments_form", arguments), *CHANGES, *last]
+            needed = [one for one in changes if one[1](messages) != messages]
+            if not self._accepts(messages, options, needed):
+                continue
+            for one in needed[::-1]:  # the later ones take more away
+                others = [other for other in needed if other is not one]
+                if self._accepts(messages, options, others):
+                    needed = others
+            return needed
+        return []
+
+    def _accepts(self, messages: Messages, options: dict[str, Any], changes: list[Change]) -> bool:
+        return self.shows(changed(messages, changes), options, "")
+
+
+def part_texts(content: Any) -> Iterator[str]:
+    """Yield the texts of content that is a list of parts, under whatever key they stand."""
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict) and "text" in str(part.get("type", "text")):
+            yield from (v for k, v in part.items() if k != "type" and isinstance(v, str))
+
+
+def calls_of(message: Row) -> list[Row]:
+    """Return the tool calls of a message, those that are no dicts left out."""
+    calls = message.get("tool_calls")
+    return [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+
+
+def called(call: Row) -> Row:
+    """Return the part of a tool call that holds the name and the arguments."""
+    return call["function"] if isinstance(call.get("function"), dict) else call
+
+
+def as_dict(arguments: Any) -> Any:
+    """Return the dict that a JSON text stands for, and anything else as it is."""
+    try:
+        read = json.loads(arguments) if isinstance(arguments, str) else None
+    except ValueError:
+        return arguments
+    return read if isinstance(read, dict) else arguments
+
+
+def joined(messages: Messages) -> Messages:
+    """Return messages in which the parts of the content are one text."""
+    return [
+        {**m, "content": "".join(part_texts(m["content"]))}
+        if isinstance(m.get("content"), list)
+        else m
+        for m in messages
+    ]
+
+
+def changed(messages: Messages, changes: list[Change]) -> Messages:
+    """Return messages with all of the changes."""
+    for _, change in changes:
+        messages = change(messages)
+    return messages
+
+
+def _filled(messages: Messages) -> Messages:
+    return [{**m, "content": ""} if m.get("content") is None else m for m in messages]
+
+
+def _with_calls(messages: Messages, change: Callable[[Row], Row]) -> Messages:
+    return [{**m, "tool_calls": [*map(change, calls)]} if (calls := calls_of(m)) else m
+            for m in messages]  # fmt: skip
+
+
+def _with_arguments(messages: Messages, change: Callable[[Any], Any]) -> Messages:
+    def with_new(call: Row) -> Row:
+        function = called(call)
+        new = {**function, "arguments": change(function.get("arguments"))}
+        return {**call, "function": new} if function is not call else new
+
+    return _with_calls(messages, with_new)
+
+
+def _arguments_as_dict(messages: Messages) -> Messages:
+    return _with_arguments(messages, as_dict)
+
+
+def _arguments_as_text(messages: Messages) -> Messages:
+    return _with_arguments(
+        messages, lambda value: json.dumps(value) if isinstance(value, dict) else value
+    )
+
+
+def _full_calls(messages: Messages) -> Messages:
+    return _with_calls(messages, lambda call: {"type": "function", "function": called(call)} | call)
+
+
+def _one_call_each(messages: Messages) -> Messages:
+    return [
+        {**m, "tool_calls": [call]} if call else m
+        for m in messages
+        for call in (calls_of(m) or [None])
+    ]
+
+
+def _without_calls(messages: Messages) -> Messages:
+    return [m for m in messages if m.get("role") != "tool" and not calls_of(m)]
+
+
+def _developer_as_system(messages: Messages) -> Messages:
+    return [{**m, "role": "system"} if m.get("role") == "developer" else m for m in messages]
+
+
+def _without_system(messages: Messages) -> Messages:
+    return [m for m in messages if m.get("role") not in ("system", "developer")]
+
+
+# Each changes one thing of messages, which is to blame if the template takes them only then; the
+# later ones change more.
+CHANGES: tuple[Change, ...] = (
+    ("parts_not_read", joined),
+    ("content_missing", _filled),
+    ("role_not_read", _developer_as_system),
+    ("system_refused", _without_system),
+    ("call_form", _full_calls),
+    ("several_calls", _one_call_each),
+)
+HEAVY: list[Change] = [("calls_lost", _without_calls)]
