@@ -21,7 +21,10 @@ from preflight.dataset_check.rows import Fault
 Messages = list[Row]
 Change = tuple[str, Callable[[Messages], Messages]]  # the code of a rule, and what it changes
 
+SANITIZED = "sanitize_control_tokens"  # apply_chat_template's; it takes it only with tokenize=True
 SETTINGS = ("tools", "chat_template_kwargs")  # the columns that a template is given
+# Without the tokenizer's warning about long rows, which the findings count.
+QUIET = {"verbose": False, "return_attention_mask": False}
 MARKUP = re.compile(r"<[|｜].*[|｜]>", re.S)  # a turn's token, where it is not marked as special
 # Tokens that data may well hold: where a picture stands, reasoning, calls.
 WANTED = re.compile("image|img|video|vision|audio|think|tool", re.I)
@@ -46,13 +49,10 @@ class Renderer:
             template = template.get("default", "")
         self.template: str = template
         self.training_template = self._training_template() if assistant_only_loss else template
+        # Without one SFTTrainer stops; the rows are then looked at as it would else train on them.
+        self.answers_only = assistant_only_loss and bool(self.training_template)
         self.control = self._control_tokens() if tokenizer is not None else None
         self.date_formats = DATE_FORMAT.findall(template)
-
-    @property
-    def ready(self) -> bool:
-        """True if there is a template to train with."""
-        return bool(self.training_template)
 
     def _training_template(self) -> str:
         """Return the template that SFTTrainer takes for training on answers; "" if it has none."""
@@ -90,15 +90,18 @@ class Renderer:
         found = [text for text in found if text.strip() and not WANTED.search(text)]
         return re.compile("|".join(map(re.escape, found))) if found else None
 
-    def text(self, messages: Messages, options: dict[str, Any], asks: bool = False) -> str:
-        """Return the rendering in use; `asks` adds what stands before an answer."""
-        return self._apply(messages, options, tokenize=False, add_generation_prompt=asks)
+    def text(self, messages: Messages, options: dict[str, Any]) -> str:
+        """Return the rendering in use."""
+        return self._apply(messages, options, tokenize=False)
 
-    def tokens(self, text: str) -> list[int]:
-        """Return the tokens of a rendering."""
-        # verbose=False: without the warning about long rows, which the findings count.
-        quiet = {"verbose": False, "return_attention_mask": False, "add_special_tokens": False}
-        return self.tokenizer(text, **quiet)["input_ids"]
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Return the tokens of each rendering."""
+        return self.tokenizer(texts, add_special_tokens=False, **QUIET)["input_ids"]
+
+    def sanitized_tokens(self, messages: Messages, options: dict[str, Any]) -> list[int]:
+        """Return the tokens of messages in which control tokens that are written out stay text."""
+        how = {"tokenize": True, "return_dict": True, "tokenizer_kwargs": QUIET}
+        return self._apply(messages, options, **how)["input_ids"]
 
     def trained(self, messages: Messages, options: dict[str, Any]) -> tuple[str, list[int], Any]:
         """Return the rendering for training on answers only, its tokens, and what is learned.
@@ -120,8 +123,8 @@ class Renderer:
         return text, done["input_ids"], learned
 
     def _apply(self, messages: Messages, options: dict[str, Any], **how: Any) -> Any:
-        if not how["tokenize"]:  # only where there are tokens can it be given
-            options = {k: v for k, v in options.items() if k != "sanitize_control_tokens"}
+        if not how["tokenize"]:
+            options = {k: v for k, v in options.items() if k != SANITIZED}
         return self.tokenizer.apply_chat_template(messages, **{**how, **options})
 
     def shows(self, messages: Messages, options: dict[str, Any], text: str) -> bool:

@@ -146,6 +146,10 @@ ERRORS = {
         "Put {% generation %} and {% endgeneration %} around the answers in the template, or use "
         "prompt and completion.",
     ),
+    "answers_need_chat": (
+        "assistant_only_loss=True, and the rows are no messages; SFTTrainer stops.",
+        "Leave assistant_only_loss out; of prompt and completion only the completion is learned.",
+    ),
     "answer_not_learned": (
         "assistant_only_loss=True, and the chat template does not mark these answers: no loss.",
         "Put {% generation %} and {% endgeneration %} around all that the assistant says.",

@@ -10,15 +10,18 @@ Used by lessons: 01, 04, 05a, 06.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any
 
 from preflight.dataset_check.formats import MISSING, Format, Row
-from preflight.dataset_check.rendering import Messages, Renderer, settings
+from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, settings
 from preflight.dataset_check.rows import Fault
 from preflight.dataset_check.words import WordFaults, dates_in
 
 BATCH = 500  # rows tokenised at once
+CHATS = 50  # of chats, which are longer and kept as text, too
 IGNORED = -100  # the label that the loss skips
 
 
@@ -29,10 +32,22 @@ def tokenizer_faults(renderer: Renderer, form: Format) -> Iterator[Fault]:
         yield "pad_is_eos", {"pad": tokenizer.pad_token, "eos": tokenizer.eos_token}
     if form.chat and not tokenizer.chat_template:
         yield "no_chat_template", None
-    elif form.chat and renderer.assistant_only_loss:
-        yield from renderer.training_faults()
+    elif renderer.assistant_only_loss:
+        yield from renderer.training_faults() if form.chat else [("answers_need_chat", form.name)]
     if form.target in ("text", "prompt-completion") and not form.chat and not tokenizer.eos_token:
         yield "no_eos", None
+
+
+@dataclass
+class _Chat:
+    """The messages of a row, and what became of them."""
+
+    messages: Messages
+    prompt: Messages | None  # those before the completion, if it has one
+    options: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
+    ids: list[int] | None = None
+    error: Exception | None = None
 
 
 class TokenFaults:
@@ -59,10 +74,13 @@ class TokenFaults:
     def _batch_faults(self, rows: Sequence[Row]) -> Iterator[list[Fault]]:
         if self.form.target == "tokens":
             yield from (list(self._ids_faults(row)) for row in rows)
-        elif self.tokenizer is None or (self.form.chat and not self.renderer.ready):
+        elif self.tokenizer is None or (self.form.chat and not self.tokenizer.chat_template):
             yield from ([] for _ in rows)
         elif self.form.chat:
-            yield from (list(self._chat_faults(row)) for row in rows)
+            for start in range(0, len(rows), CHATS):
+                chats = [self._rendered(row) for row in rows[start : start + CHATS]]
+                self._tokenise_chats(chats)
+                yield from (list(self._chat_faults(chat)) for chat in chats)
         elif self.form.target == "text":
             texts = [row["text"] for row in rows]
             for text, ids in zip(texts, self._tokenise([*map(self._ended, texts)]), strict=True):
@@ -120,42 +138,72 @@ class TokenFaults:
             yield "fully_masked", self.tokenizer.decode(prompt[-10:])
         yield from self._length_faults(start, len(ids))
 
-    def _chat_faults(self, row: Row) -> Iterator[Fault]:
-        pair = "messages" not in row
-        parts = [row["prompt"], row["completion"]] if pair else [row["messages"]]
+    def _rendered(self, row: Row) -> _Chat:
+        parts = [row[name] for name in ("messages", "prompt", "completion") if name in row]
         if not all(isinstance(part, list) for part in parts):
-            return  # empty text, which is a finding already
-        messages = [message for part in parts for message in part]
-        options: dict[str, Any] = {}
+            return _Chat([], [])  # empty text, which is a finding already
+        chat = _Chat([message for part in parts for message in part], row.get("prompt"))
         try:
-            options = settings(row)
-            if self.renderer.assistant_only_loss:
-                yield from self._answer_faults(messages, options)
+            chat.options = settings(row)
+            chat.text = self.renderer.text(chat.messages, chat.options)
+        except Exception as error:  # a template may raise anything, and that is the finding
+            chat.error = error
+        return chat
+
+    def _tokenise_chats(self, chats: list[_Chat]) -> None:
+        """Tokenise renderings together, which is quicker; each alone where that is not possible."""
+        together = [chat for chat in chats if chat.text and not chat.options.get(SANITIZED)]
+        if self.renderer.answers_only or not together:
+            return
+        with suppress(Exception):  # which text it was shows when each is tokenised alone
+            tokens = self.renderer.tokens([chat.text for chat in together])
+            for chat, ids in zip(together, tokens, strict=True):
+                chat.ids = ids
+
+    def _chat_faults(self, chat: _Chat) -> Iterator[Fault]:
+        messages, options, text = chat.messages, chat.options, chat.text
+        if not messages:
+            return
+        try:
+            if chat.error:
+                raise chat.error
+            if self.renderer.answers_only:
+                yield from self._answer_faults(messages, options, text)
                 return
-            text = self.renderer.text(messages, options)
-            ids = self.renderer.tokens(text)
-            if pair:
-                prompt = self.renderer.text(row["prompt"], options, asks=True)
-                yield from self._pair_faults(self.renderer.tokens(prompt), ids)
+            ids = chat.ids or self._chat_tokens(messages, options, text)
+            if chat.prompt:
+                yield from self._pair_faults(self._asked(chat.prompt, options)[1], ids)
             else:
                 start = self._start(messages, options) if len(ids) > self.max_length else 0
                 yield from self._length_faults(start, len(ids))
-        except Exception as error:  # a template may raise anything, and that is the finding
+        except Exception as error:
             yield from self.words.of_refused(messages, options, error)
             return
         yield from self.words.of(messages, options, text)
         yield from dates_in(text, self.renderer.date_formats, messages)
+
+    def _chat_tokens(self, messages: Messages, options: dict[str, Any], text: str) -> list[int]:
+        if options.get(SANITIZED):  # tokens that are written out become others than in the text
+            return self.renderer.sanitized_tokens(messages, options)
+        return self.renderer.tokens([text])[0]
 
     def _start(self, messages: Messages, options: dict[str, Any]) -> int:
         """Return the number of tokens before the first answer, 0 if there is none."""
         asked = list(takewhile(lambda message: message["role"] != "assistant", messages))
         if not 0 < len(asked) < len(messages):
             return 0
-        return len(self.renderer.tokens(self.renderer.text(asked, options, asks=True)))
+        return len(self._asked(asked, options)[1])
 
-    def _answer_faults(self, messages: Messages, options: dict[str, Any]) -> Iterator[Fault]:
+    def _asked(self, messages: Messages, options: dict[str, Any]) -> tuple[str, list[int]]:
+        """Return the rendering and the tokens of what stands before an answer."""
+        options = options | {"add_generation_prompt": True}
+        text = self.renderer.text(messages, options)
+        return text, self._chat_tokens(messages, options, text)
+
+    def _answer_faults(
+        self, messages: Messages, options: dict[str, Any], in_use: str
+    ) -> Iterator[Fault]:
         """Yield the faults of messages of which only the answers are trained on."""
-        in_use = self.renderer.text(messages, options)
         text, ids, learned = self.renderer.trained(messages, options)
         if learned:
             yield from self._length_faults(learned[0][0], len(ids))
@@ -166,9 +214,10 @@ class TokenFaults:
             yield "training_template_differs", parts
         asked = list(takewhile(lambda message: message["role"] != "assistant", messages))
         if learned and 0 < len(asked) < len(messages):
-            given = _shared(text, self.renderer.text(asked, options, asks=True))
-            if learned[0][1] < given:
-                yield "header_under_loss", text[learned[0][1] : given]
+            given = _shared(text, self._asked(asked, options)[0])
+            header = text[learned[0][1] : given]
+            if any(map(str.isalnum, header)):  # a line break does no harm
+                yield "header_under_loss", header
         yield from self.words.of(messages, options, text, learned)
         yield from dates_in(text, self.renderer.date_formats, messages)
 

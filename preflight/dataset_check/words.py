@@ -14,6 +14,7 @@ from typing import Any
 
 from preflight.dataset_check.formats import Row
 from preflight.dataset_check.rendering import (
+    SANITIZED,
     Messages,
     Renderer,
     as_dict,
@@ -53,7 +54,14 @@ def pieces_of(messages: Messages) -> list[Piece]:
     ]
 
 
-def _texts(message: Row) -> Iterator[tuple[str, Any]]:
+def _texts(message: Row) -> Iterable[tuple[str, Any]]:
+    content = message.get("content")
+    if len(message) == 2 and isinstance(content, str):  # most are so, and quickly done
+        return (("content", content),)
+    return _all_texts(message)
+
+
+def _all_texts(message: Row) -> Iterator[tuple[str, Any]]:
     if message.get("role") in ("system", "user", "assistant"):  # a tool is named by its call
         yield "name", message.get("name")
     yield "reasoning", next((message[key] for key in REASONING if message.get(key)), None)
@@ -155,7 +163,8 @@ class WordFaults:
         yield from self._lost(messages, options, missing, rest)
         yield from self._changed(messages, found, text)
         yield from self._tools(options, rest)
-        yield from self._control_tokens(messages)
+        if not options.get(SANITIZED):
+            yield from self._control_tokens(messages)
         if messages[-1].get("role") == "assistant":
             last = [span for piece, span in found.items() if piece.place == len(messages) - 1]
             if last and not text[max(end for _, end in last) :].strip():
