@@ -75,8 +75,7 @@ def _all_texts(message: Row) -> Iterator[tuple[str, Any]]:
 
 def _call_texts(function: Row) -> Iterator[Any]:
     yield function.get("name")
-    # JSON in a text is looked for by its values, since a template may write it anew.
-    yield from _leaves(as_dict(function.get("arguments")))
+    yield from _leaves(function.get("arguments"))
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -93,38 +92,47 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def find(pieces: list[Piece], text: str) -> tuple[dict[Piece, Span], list[Piece], str]:
-    """Return where the pieces stand in a text, those that do not, and what else the text holds."""
+    """Return where pieces stand in a text; if any do not, those and what else the text holds."""
     found: dict[Piece, Span] = {}
-    rest, end = [], 0
+    end = 0
     for piece in pieces:
         start = text.find(piece.text, end)
         if start < 0:
             return _search(pieces, text)
-        rest.append(text[end:start])
         end = start + len(piece.text)
         found[piece] = start, end
-    return found, [], "\n".join([*rest, text[end:]])
+    return found, [], ""
 
 
 def _search(pieces: list[Piece], text: str) -> tuple[dict[Piece, Span], list[Piece], str]:
     """Do the same where some are missing or in another order: a long one is no chance hit."""
     found: dict[Piece, Span] = {}
     missing = []
-    waiting = sorted(pieces, key=lambda piece: -len(piece.text))
+    waiting = [*pieces]
     while waiting:
-        piece = waiting.pop(0)
+        waiting.sort(key=lambda piece: len(piece.text))
+        piece = waiting.pop()
         span = _place(piece.text, text)
         if span:
             found[piece] = span
             text = text[: span[0]] + "\n" * (span[1] - span[0]) + text[span[1] :]
-        elif piece.kind == "content" and "</think>" in piece.text:
-            thought, _, answer = piece.text.rpartition("</think>")
-            parts = ((THOUGHT.sub(" ", thought), "thought"), (answer, "content"))
-            split = [Piece(t.strip(), piece.place, kind) for t, kind in parts if t.strip()]
-            waiting = sorted([*waiting, *split], key=lambda piece: -len(piece.text))
+        elif parts := _split(piece):
+            waiting += parts
         else:
             missing.append(piece)
     return found, missing, text
+
+
+def _split(piece: Piece) -> list[Piece]:
+    """Return the pieces that a template may make of one."""
+    parts: list[tuple[str, str]] = []
+    if piece.kind == "content" and "</think>" in piece.text:
+        thought, _, answer = piece.text.rpartition("</think>")
+        parts = [(THOUGHT.sub(" ", thought), "thought"), (answer, "content")]
+    elif piece.kind in ("call", "function_call"):
+        arguments = as_dict(piece.text)
+        parts = [(text, piece.kind) for text in _leaves(arguments) if text != piece.text]
+    return [Piece(text.strip(), piece.place, kind) for text, kind in parts if text.strip()]
 
 
 def _place(piece: str, text: str) -> Span | None:
@@ -151,6 +159,7 @@ class WordFaults:
 
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
+        self._tools_shown: dict[str, bool] = {}  # by the role of the first message
 
     def of(
         self, messages: Messages, options: dict[str, Any], text: str, learned: Any = None
@@ -161,8 +170,9 @@ class WordFaults:
         """
         found, missing, rest = find(pieces_of(messages), text)
         yield from self._lost(messages, options, missing, rest)
-        yield from self._changed(messages, found, text)
-        yield from self._tools(options, rest)
+        yield from self._other_form(messages, text)
+        yield from self._indents(messages, found, text)
+        yield from self._tools(messages, options, text)
         if not options.get(SANITIZED):
             yield from self._control_tokens(messages)
         if messages[-1].get("role") == "assistant":
@@ -220,16 +230,16 @@ class WordFaults:
             return "role_not_read"
         return "text_lost"
 
-    def _changed(self, messages: Messages, found: dict[Piece, Span], text: str) -> Iterator[Fault]:
+    def _other_form(self, messages: Messages, text: str) -> Iterator[Fault]:
+        """Yield where a list or a dict was written as code, in which all of its words stand."""
         for place, message in enumerate(messages):
             content = message.get("content")
             if isinstance(content, list):
-                parts = [repr(part) for part in content]
+                dicts = [part for part in content if isinstance(part, dict)]
+                forms = [repr(content), *map(repr, dicts)]
                 if message.get("role") != "tool":  # where JSON is a usual form
-                    parts += [json.dumps(p, ensure_ascii=False, default=str) for p in content
-                              if isinstance(p, dict)]  # fmt: skip
-                written = next((part for part in parts if part in text), None)
-                if written:
+                    forms += [json.dumps(p, ensure_ascii=False, default=str) for p in dicts]
+                if written := next((form for form in forms if form in text), None):
                     yield "parts_not_read", {"message": place, "written": written}
             for call in calls_of(message):
                 arguments = called(call).get("arguments")
@@ -238,21 +248,25 @@ class WordFaults:
                     forms = [json.dumps(arguments, ensure_ascii=a) for a in (False, True)]
                 if written := next((form for form in forms if form in text), None):
                     yield "arguments_form", {"message": place, "written": written}
+
+    def _indents(self, messages: Messages, found: dict[Piece, Span], text: str) -> Iterator[Fault]:
         for piece, (start, _) in found.items():
             message = messages[piece.place]
             if piece.kind != "content" or message.get("role") != "assistant":
                 continue
             indent = INDENT.match(message["content"].lstrip("\n"))
-            if indent and not text[:start].endswith(indent[0]):
+            if indent and not text.endswith(indent[0], 0, start):
                 yield "indent_lost", {"message": piece.place, "begins": indent[0] + piece.text[:40]}
-
-    def _tools(self, options: dict[str, Any], rest: str) -> Iterator[Fault]:
-        """Yield a fault if a tool's definition is not shown; `rest` holds no text of messages."""
-        for tool in options.get("tools") or ():
-            name = called(tool).get("name") if isinstance(tool, dict) else None
-            if isinstance(name, str) and name not in rest:
-                yield "tools_lost", name
                 return
+
+    def _tools(self, messages: Messages, options: dict[str, Any], text: str) -> Iterator[Fault]:
+        """Yield a fault if the template writes the same without the row's tools."""
+        first = messages[0].get("role")  # in some templates tools go with it
+        if options.get("tools") and first not in self._tools_shown:
+            without = self.renderer.text(messages, options | {"tools": None})
+            self._tools_shown[first] = without != text
+        if options.get("tools") and not self._tools_shown[first]:
+            yield "tools_lost", options["tools"][0]
 
     def _control_tokens(self, messages: Messages) -> Iterator[Fault]:
         if self.renderer.control is None:
