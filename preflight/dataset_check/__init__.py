@@ -46,7 +46,7 @@ def check(
     the completion only where there is one. Raises FileNotFoundError, ValueError or RuntimeError for
     a dataset that cannot be opened, and ValueError for a tokenizer or max_length of another kind.
     """
-    tokenizer = _validate(tokenizer, max_length)
+    processor, tokenizer = tokenizer, _validate(tokenizer, max_length)
     source, splits = open_splits(dataset)
     if eval_dataset is not None:
         _, held_out = open_splits(eval_dataset)
@@ -64,7 +64,7 @@ def check(
             "'validation': ...}, or one dataset. Check how the dataset was made."
         )
 
-    renderer = Renderer(tokenizer, assistant_only_loss)
+    renderer = Renderer(processor, tokenizer, assistant_only_loss)
     checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer)
     checked = [checker.check(split, place) for place, split in enumerate(splits)]
     first = checked[0]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-from preflight.dataset_check.formats import MISSING, Row
+from preflight.dataset_check.formats import Row
 from preflight.dataset_check.rows import Fault
 
 Messages = list[Row]
@@ -32,8 +32,14 @@ DATE_FORMAT = re.compile(r"""strftime_now\(\s*["']([^"']+)["']""")
 
 
 def settings(row: Row) -> dict[str, Any]:
-    """Return what SFTTrainer gives the template of this row, next to its messages."""
-    tools, options = (None if row.get(name) is MISSING else row.get(name) for name in SETTINGS)
+    """Return what SFTTrainer gives the template of this row, next to its messages.
+
+    Raises:
+        TypeError, ValueError: if SFTTrainer would stop at them.
+    """
+    tools, options = (row.get(name) for name in SETTINGS)
+    if SETTINGS[1] in row and options is None:  # as datasets fills in what only other rows have
+        raise TypeError("chat_template_kwargs is None; give each row a dict with the same keys")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     return {"tools": tools, **(options or {})}
 
@@ -41,10 +47,13 @@ def settings(row: Row) -> dict[str, Any]:
 class Renderer:
     """Renders messages with a tokenizer's chat template, or with the one for training."""
 
-    def __init__(self, tokenizer: Any, assistant_only_loss: bool = False) -> None:
+    # TRL is imported where it is needed, since that takes seconds.
+    def __init__(self, processor: Any, tokenizer: Any, assistant_only_loss: bool) -> None:
         self.tokenizer = tokenizer
+        self.of_parts = processor is not tokenizer  # with a processor text becomes a list of parts
         self.assistant_only_loss = assistant_only_loss
-        template = getattr(tokenizer, "chat_template", None) or ""
+        template = getattr(processor, "chat_template", None) or ""
+        template = template or getattr(tokenizer, "chat_template", None) or ""
         if isinstance(template, dict):
             template = template.get("default", "")
         self.template: str = template
@@ -125,6 +134,11 @@ class Renderer:
     def _apply(self, messages: Messages, options: dict[str, Any], **how: Any) -> Any:
         if not how["tokenize"]:
             options = {k: v for k, v in options.items() if k != SANITIZED}
+        if self.of_parts:
+            from trl.data_utils import prepare_multimodal_messages
+
+            how = {"chat_template": self.template} | how
+            messages = prepare_multimodal_messages(messages, [None] * _pictures(messages))
         return self.tokenizer.apply_chat_template(messages, **{**how, **options})
 
     def shows(self, messages: Messages, options: dict[str, Any], text: str) -> bool:
@@ -150,6 +164,12 @@ class Renderer:
 
     def _accepts(self, messages: Messages, options: dict[str, Any], changes: list[Change]) -> bool:
         return self.shows(changed(messages, changes), options, "")
+
+
+def _pictures(messages: Messages) -> int:
+    contents = (message.get("content") for message in messages)
+    found = (part for content in contents if isinstance(content, list) for part in content)
+    return sum(isinstance(part, dict) and part.get("type") == "image" for part in found)
 
 
 def part_texts(content: Any) -> Iterator[str]:

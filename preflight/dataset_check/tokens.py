@@ -30,7 +30,7 @@ def tokenizer_faults(renderer: Renderer, form: Format) -> Iterator[Fault]:
     tokenizer = renderer.tokenizer
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         yield "pad_is_eos", {"pad": tokenizer.pad_token, "eos": tokenizer.eos_token}
-    if form.chat and not tokenizer.chat_template:
+    if form.chat and not renderer.template:
         yield "no_chat_template", None
     elif renderer.assistant_only_loss:
         yield from renderer.training_faults() if form.chat else [("answers_need_chat", form.name)]
@@ -74,7 +74,7 @@ class TokenFaults:
     def _batch_faults(self, rows: Sequence[Row]) -> Iterator[list[Fault]]:
         if self.form.target == "tokens":
             yield from (list(self._ids_faults(row)) for row in rows)
-        elif self.tokenizer is None or (self.form.chat and not self.tokenizer.chat_template):
+        elif self.tokenizer is None or (self.form.chat and not self.renderer.template):
             yield from ([] for _ in rows)
         elif self.form.chat:
             for start in range(0, len(rows), CHATS):
