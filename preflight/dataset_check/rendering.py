@@ -80,10 +80,13 @@ class Renderer:
 
         if not self.training_template:
             yield "no_training_template", self.template[:60]
-        elif not is_chat_template_stop_token_trained(
-            self.tokenizer, chat_template=self.training_template
-        ):
-            yield "stop_not_learned", None
+            return
+        try:
+            template = {"chat_template": self.training_template}
+            if not is_chat_template_stop_token_trained(self.tokenizer, **template):
+                yield "stop_not_learned", None
+        except Exception as error:  # where SFTTrainer would stop, too
+            yield "template_fails", f"{type(error).__name__}: {error}"
 
     def _control_tokens(self) -> re.Pattern[str] | None:
         """Return a pattern of the tokens that end a text or a turn, if the tokenizer has any."""
