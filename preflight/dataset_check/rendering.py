@@ -25,6 +25,7 @@ SANITIZED = "sanitize_control_tokens"  # apply_chat_template's; it takes it only
 SETTINGS = ("tools", "chat_template_kwargs")  # the columns that a template is given
 # Without the tokenizer's warning about long rows, which the findings count.
 QUIET = {"verbose": False, "return_attention_mask": False}
+OTHER_KEYS = ("content", "value", "input_text", "output_text")  # of a part's text
 MARKUP = re.compile(r"<[|｜].*[|｜]>", re.S)  # a turn's token, where it is not marked as special
 # Tokens that data may well hold: where a picture stands, reasoning, calls.
 WANTED = re.compile("image|img|video|vision|audio|think|tool", re.I)
@@ -49,6 +50,7 @@ class Renderer:
 
     # TRL is imported where it is needed, since that takes seconds.
     def __init__(self, processor: Any, tokenizer: Any, assistant_only_loss: bool) -> None:
+        self.processor = processor
         self.tokenizer = tokenizer
         self.of_parts = processor is not tokenizer  # with a processor text becomes a list of parts
         self.assistant_only_loss = assistant_only_loss
@@ -70,8 +72,8 @@ class Renderer:
         if not self.template or has_generation_markers(self.template):
             return self.template
         try:
-            return get_training_chat_template(self.tokenizer) or self.template
-        except ValueError:
+            return get_training_chat_template(self.processor) or self.template
+        except Exception:  # it tries the template, which may raise anything
             return ""
 
     def training_faults(self) -> Iterator[Fault]:
@@ -83,7 +85,7 @@ class Renderer:
             return
         try:
             template = {"chat_template": self.training_template}
-            if not is_chat_template_stop_token_trained(self.tokenizer, **template):
+            if not is_chat_template_stop_token_trained(self.processor, **template):
                 yield "stop_not_learned", None
         except Exception as error:  # where SFTTrainer would stop, too
             yield "template_fails", f"{type(error).__name__}: {error}"
@@ -91,15 +93,10 @@ class Renderer:
     def _control_tokens(self) -> re.Pattern[str] | None:
         """Return a pattern of the tokens that end a text or a turn, if the tokenizer has any."""
         named = {str(token) for token in self.tokenizer.special_tokens_map.values()}
-        found = [
-            text
-            for text, special in (
-                (str(token), getattr(token, "special", True))
-                for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-            )
-            if (text in named or text in self.template) and (special or MARKUP.fullmatch(text))
-        ]
-        found = [text for text in found if text.strip() and not WANTED.search(text)]
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        texts = [t.content for t in added if t.special or MARKUP.fullmatch(t.content)]
+        used = [text for text in texts if text in named or text in self.template]
+        found = [text for text in used if text.strip() and not WANTED.search(text)]
         return re.compile("|".join(map(re.escape, found))) if found else None
 
     def text(self, messages: Messages, options: dict[str, Any]) -> str:
@@ -180,8 +177,10 @@ def part_texts(content: Any) -> Iterator[str]:
     for part in content if isinstance(content, list) else ():
         if isinstance(part, str):
             yield part
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            yield part["text"]
         elif isinstance(part, dict) and "text" in str(part.get("type", "text")):
-            yield from (v for k, v in part.items() if k != "type" and isinstance(v, str))
+            yield from (v for k, v in part.items() if k in OTHER_KEYS and isinstance(v, str))
 
 
 def calls_of(message: Row) -> list[Row]:

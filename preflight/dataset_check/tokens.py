@@ -2,7 +2,8 @@
 
 Rows are tokenised as SFTTrainer does it: the end-of-sequence token is appended to text and to
 completions that do not end in it, and the completion begins where the tokens of the prompt alone
-and those of prompt and completion together part.
+and those of prompt and completion together part. Chats are rendered once a row, and the rendering
+is both tokenised and compared with the messages.
 
 Used by lessons: 01, 04, 05a, 06.
 """
