@@ -62,7 +62,7 @@ class Renderer:
         self.training_template = self._training_template() if assistant_only_loss else template
         # Without one SFTTrainer stops; the rows are then looked at as it would else train on them.
         self.answers_only = assistant_only_loss and bool(self.training_template)
-        self.control = self._control_tokens() if tokenizer is not None else None
+        self._control = self._control_tokens() if tokenizer is not None else ()
         self.date_formats = DATE_FORMAT.findall(template)
 
     def _training_template(self) -> str:
@@ -90,14 +90,16 @@ class Renderer:
         except Exception as error:  # where SFTTrainer would stop, too
             yield "template_fails", f"{type(error).__name__}: {error}"
 
-    def _control_tokens(self) -> re.Pattern[str] | None:
-        """Return a pattern of the tokens that end a text or a turn, if the tokenizer has any."""
+    def control_token(self, text: str) -> str | None:
+        """Return a token of the tokenizer or the template that is written out in a text, if any."""
+        return next((token for token in self._control if token in text), None)
+
+    def _control_tokens(self) -> tuple[str, ...]:
         named = {str(token) for token in self.tokenizer.special_tokens_map.values()}
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         texts = [t.content for t in added if t.special or MARKUP.fullmatch(t.content)]
         used = [text for text in texts if text in named or text in self.template]
-        found = [text for text in used if text.strip() and not WANTED.search(text)]
-        return re.compile("|".join(map(re.escape, found))) if found else None
+        return tuple(text for text in used if text.strip() and not WANTED.search(text))
 
     def text(self, messages: Messages, options: dict[str, Any]) -> str:
         """Return the rendering in use."""

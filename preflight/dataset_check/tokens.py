@@ -111,14 +111,11 @@ class TokenFaults:
 
     def _written_out(self, row: Row) -> Iterator[Fault]:
         """Yield a fault if the completion holds a control token, though its prompt has none."""
-        control = self.renderer.control
-        if control and not control.search(row["prompt"]):
-            # At its very end, it ends the answer.
-            inside = control.search(
-                row["completion"].rstrip().removesuffix(self.tokenizer.eos_token or "")
-            )
-            if inside:
-                yield "special_token_in_text", {"token": inside[0]}
+        # At its very end, it ends the answer.
+        inside = row["completion"].rstrip().removesuffix(self.tokenizer.eos_token or "")
+        token = self.renderer.control_token(inside)
+        if token and not self.renderer.control_token(row["prompt"]):
+            yield "special_token_in_text", {"token": token}
 
     def _length_faults(self, start: int, length: int) -> Iterator[Fault]:
         """Yield faults of a row of `length` tokens whose answer begins at the token `start`."""

@@ -269,12 +269,10 @@ class WordFaults:
             yield "tools_lost", options["tools"][0]
 
     def _control_tokens(self, messages: Messages) -> Iterator[Fault]:
-        if self.renderer.control is None:
-            return
         for place, message in enumerate(messages):
             for text in (message.get("content"), *part_texts(message.get("content"))):
-                if isinstance(text, str) and (match := self.renderer.control.search(text)):
-                    yield "special_token_in_text", {"message": place, "token": match[0]}
+                if isinstance(text, str) and (token := self.renderer.control_token(text)):
+                    yield "special_token_in_text", {"message": place, "token": token}
                     return
 
     def _not_learned(
