@@ -21,6 +21,7 @@ def check(options: argparse.Namespace) -> int:
         tokenizer=None if options.tokenizer is None else _tokenizer(options.tokenizer),
         max_length=options.max_length,
         eval_dataset=options.eval,
+        assistant_only_loss=options.assistant_only_loss,
     )
     print(json.dumps(report.to_dict(), indent=2) if options.json else report)
     return 0 if report.ok else 1
@@ -155,6 +156,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--tokenizer", help="a model's folder or hub name, to check lengths too")
     command.add_argument("--max-length", type=int, default=1024, help="in tokens (default: 1024)")
     command.add_argument("--eval", help="a second dataset that must not overlap with the first")
+    command.add_argument(
+        "--assistant-only-loss", action="store_true", help="as your SFTConfig has it"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=check)
 

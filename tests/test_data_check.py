@@ -22,7 +22,7 @@ from preflight.dataset_check.formats import recognise
 
 STRICT = (
     "{% for m in messages %}{% if m['role'] == 'clerk' %}{{ raise_exception('who?') }}{% endif %}"
-    "{{ m['content'] }}{% endfor %}"
+    "{{ m['content'] + eos_token }}{% endfor %}"
 )
 
 
@@ -274,6 +274,9 @@ TOKENISED = [
     ("token_out_of_range", {"input_ids": [1, -7], "labels": [1, 2]}),
 ]
 # fmt: on
+# What the pocket model's own template does not take.
+TEMPLATE_FAULTS = {"template_fails", "parts_not_read", "content_missing", "role_not_read"}
+TEMPLATE_FAULTS |= {"calls_lost"}
 
 
 @pytest.mark.parametrize(
@@ -284,7 +287,7 @@ def test_one_fault_of_a_row(fault: str, row: dict[str, Any], tokenizer: Any) -> 
     chats = [{"messages": [turn("user", f"Row {i}?"), REPLY]} for i in range(3)]
     ids = [{"input_ids": [3, 4 + i]} for i in range(3)]
     report = check([*(chats if "messages" in row else ids), row], tokenizer)
-    found = {c: r for c, r in faults(report).items() if c != "template_fails"}
+    found = {c: r for c, r in faults(report).items() if c not in TEMPLATE_FAULTS}
     assert found == ({fault: [3]} if fault else {})
 
 

@@ -17,8 +17,9 @@ from preflight.dataset_check.labels import LabelTypes
 from preflight.dataset_check.mixed import Forms
 from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.reading import Split, open_splits
+from preflight.dataset_check.rendering import SETTINGS, Renderer
 from preflight.dataset_check.report import Collector, Finding, Report
-from preflight.dataset_check.rows import Fault, Repeats, label_faults, row_faults, trainable
+from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
 from preflight.dataset_check.rules import RULES
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
 
@@ -35,6 +36,7 @@ def check(
     *,
     num_labels: int | None = None,
     max_rows: int = 5,
+    assistant_only_loss: bool = False,
 ) -> Report:
     """Examine a dataset for SFT before training: what is wrong, in which rows, how to fix it.
 
@@ -42,13 +44,14 @@ def check(
     DataFrame, a file (.jsonl, .json, .csv, .tsv, .parquet, also .gz), a folder of such files (a
     split for each name) or a hub id. Lengths are in tokens and need the tokenizer; `max_length` is
     the one you will give to SFTConfig (1024 is its default; None cuts nothing). `num_labels` is the
-    number of classes if the rows have labels; `max_rows` is how many row numbers a finding keeps.
+    number of classes if the rows have labels; `max_rows` is how many row numbers a finding keeps;
+    `assistant_only_loss` is the one of your SFTConfig.
 
     Returns a Report. It foresees what SFTTrainer 1.16 does by default: cut at the end, and train on
     the completion only where there is one. Raises FileNotFoundError, ValueError or RuntimeError for
     a dataset that cannot be opened, and ValueError for a tokenizer or max_length of another kind.
     """
-    tokenizer = _validate(tokenizer, max_length)
+    processor, tokenizer = tokenizer, _validate(tokenizer, max_length)
     source, splits = open_splits(dataset)
     if eval_dataset is not None:
         _, held_out = open_splits(eval_dataset)
@@ -66,7 +69,8 @@ def check(
             "'validation': ...}, or one dataset. Check how the dataset was made."
         )
 
-    checker = _Checker(tokenizer, max_length, num_labels, max_rows)
+    renderer = Renderer(processor, tokenizer, assistant_only_loss)
+    checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer)
     checked = [checker.check(split, place) for place, split in enumerate(splits)]
     first = checked[0]
     findings: list[Finding] = []
@@ -82,7 +86,7 @@ def check(
     if tokenizer is None:
         of_all.add("not_checked")
     else:
-        for code, example in tokenizer_faults(tokenizer, first.form):
+        for code, example in tokenizer_faults(renderer, first.form):
             of_all.add(code, example=example)
     findings += of_all.findings()
     order = [*RULES]
@@ -147,6 +151,7 @@ class _Checker:
     max_length: int | None
     num_labels: int | None
     max_rows: int
+    renderer: Renderer
     repeats: Repeats = field(default_factory=Repeats)
     near: NearDuplicates = field(init=False)
 
@@ -162,8 +167,8 @@ class _Checker:
         columns = split.columns or [*dict.fromkeys(str(name) for row in known for name in row)]
         forms = Forms(columns, known, self.max_rows)
         checked = _Checked(split, forms.form, columns, found)
-        tokens = TokenFaults(self.tokenizer, self.max_length, checked.form)
-        others = _Others(self.tokenizer, self.max_length, found)
+        tokens = TokenFaults(self.tokenizer, self.max_length, checked.form, self.renderer)
+        others = _Others(self.tokenizer, self.max_length, self.renderer, found)
         first = [values for row in known for values in forms.form.examples(row)]
         contents = Contents(split.name, first, self.near, self.max_rows)
         labels = LabelTypes([] if checked.form.target == "tokens" else known)
@@ -221,6 +226,8 @@ class _Checker:
                 faults += own
                 if not usable or form.target == "unknown":
                     continue
+                if form.chat:  # what SFTTrainer gives the chat template next to the messages
+                    values = {name: row[name] for name in SETTINGS if row.get(name)} | values
                 if form is forms.form:
                     yield number, values
                 else:
@@ -232,8 +239,10 @@ class _Checker:
 class _Others:
     """Tokenises rows of other forms than the first rows have, some at a time."""
 
-    def __init__(self, tokenizer: Any, max_length: int | None, found: Collector) -> None:
-        self._tokenizer, self._max_length, self._found = tokenizer, max_length, found
+    def __init__(
+        self, tokenizer: Any, max_length: int | None, renderer: Renderer, found: Collector
+    ) -> None:
+        self._how, self._renderer, self._found = (tokenizer, max_length), renderer, found
         self._forms: dict[str, Format] = {}
         self._waiting: dict[str, list[tuple[int, Row]]] = {}
 
@@ -248,7 +257,7 @@ class _Others:
     def flush(self) -> None:
         """Look at all that was kept."""
         for name, waiting in self._waiting.items():
-            tokens = TokenFaults(self._tokenizer, self._max_length, self._forms[name])
+            tokens = TokenFaults(*self._how, self._forms[name], self._renderer)
             for number, faults in tokens.of(iter(waiting)):
                 self._found.add_all(number, faults)
         self._waiting.clear()

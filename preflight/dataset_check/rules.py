@@ -100,8 +100,80 @@ ERRORS = {
         "Rename them, for example 'human' to 'user' and 'gpt' to 'assistant'.",
     ),
     "template_fails": (
-        "The tokenizer's chat template refuses these conversations.",
-        "Fix the order of the roles, or choose a template that takes it.",
+        "The tokenizer's chat template refuses these conversations, with the error quoted.",
+        "Do what the error asks; most want user and assistant in turn. Or choose a template that "
+        "takes them.",
+    ),
+    "parts_not_read": (
+        "Content is a list of parts, which this chat template leaves out, writes as code or "
+        "refuses.",
+        "Give text: content = ''.join(part['text'] for part in content), with the key that yours "
+        "have.",
+    ),
+    "content_missing": (
+        "Messages without content (such as a tool call), which this chat template refuses.",
+        "Give each an empty one: 'content': ''.",
+    ),
+    "system_refused": (
+        "This chat template takes no system message, or none with these roles.",
+        "Put its text before the first user message.",
+    ),
+    "call_form": (
+        "Tool calls in a short form, which this chat template refuses.",
+        "Write {'type': 'function', 'function': {'name': ..., 'arguments': {...}}}.",
+    ),
+    "several_calls": (
+        "Several tool calls in one message; this chat template takes one.",
+        "Make a message of each call, with its answer from the tool after it.",
+    ),
+    "arguments_form": (
+        "The arguments of tool calls are JSON text where this chat template takes a dict, or the "
+        "other way round: it quotes them twice, writes them as code, or refuses them.",
+        "Turn them round: json.loads(arguments), or json.dumps(arguments).",
+    ),
+    "role_not_read": (
+        "The chat template leaves out messages of this role, or refuses them.",
+        "Rename 'developer' to 'system'; for another role choose a template that writes it.",
+    ),
+    "calls_lost": (
+        "The chat template leaves out tool calls (all, or all but the first of a message), or "
+        "refuses them and what tools answer.",
+        "Write calls as 'tool_calls': [{'type': 'function', 'function': {'name': ..., "
+        "'arguments': {...}}}], one in a message; or choose a template that writes them.",
+    ),
+    "tools_lost": (
+        "The chat template does not show the model the row's tools.",
+        "Choose a template that writes tools, or describe them in the system message.",
+    ),
+    "reasoning_lost": (
+        "The chat template leaves out reasoning that stands in a field of its own.",
+        "Put it into the content, '<think>\\n' + reasoning + '\\n</think>\\n\\n' + content, or "
+        "choose a template that writes it.",
+    ),
+    "text_lost": (
+        "The chat template leaves words of these messages out, so the model never sees them.",
+        "Look at tokenizer.apply_chat_template(row['messages'], tokenize=False), and choose "
+        "another template or form.",
+    ),
+    "special_token_in_text": (
+        "A special token is written out in the data; the tokenizer makes the real one of it, and "
+        "a turn ends or begins there.",
+        "Give chats a column chat_template_kwargs of {'sanitize_control_tokens': True}, or write "
+        "the token otherwise, such as with a space in it.",
+    ),
+    "no_training_template": (
+        "assistant_only_loss=True needs a chat template that marks the answers; this one does not, "
+        "and TRL has none for it. SFTTrainer stops.",
+        "Put {% generation %} and {% endgeneration %} around the answers in the template, or use "
+        "prompt and completion.",
+    ),
+    "answers_need_chat": (
+        "assistant_only_loss=True, and the rows are no messages; SFTTrainer stops.",
+        "Leave assistant_only_loss out; of prompt and completion only the completion is learned.",
+    ),
+    "answer_not_learned": (
+        "assistant_only_loss=True, and the chat template does not mark these answers: no loss.",
+        "Put {% generation %} and {% endgeneration %} around all that the assistant says.",
     ),
     "no_chat_template": (
         "The data are messages, but the tokenizer has no chat template.",
@@ -117,7 +189,7 @@ ERRORS = {
     ),
     "completion_cut_away": (
         "The prompt alone fills max_length, so nothing of the answer is left; SFTTrainer drops "
-        "such prompt-completion rows silently.",
+        "such rows silently if it trains on answers only, and else trains on the prompt.",
         "Raise max_length, shorten the prompts, or drop the rows yourself so that you know.",
     ),
     "fully_masked": (
@@ -260,6 +332,55 @@ WARNINGS = {
         "another prompt than it sees in use.",
         "End the prompt at a token boundary: no space at its end, the space in the completion.",
     ),
+    "thinking_lost": (
+        "The chat template leaves out the reasoning of these answers, most that of all but the "
+        "last, as it will in use; it is not trained on.",
+        "Make a row of each answer, which ends with it; or choose a template that keeps all.",
+    ),
+    "call_text_lost": (
+        "The chat template leaves out what stands in one message with a tool call.",
+        "Choose a template that writes both, or make a message of its own of the text.",
+    ),
+    "name_lost": (
+        "The chat template leaves out the names of the speakers.",
+        "Where they matter, write them into the content: 'Ann: ...'.",
+    ),
+    "indent_lost": (
+        "The chat template strips the spaces that an answer begins with, such as code's indent.",
+        "Put the answer's code between ``` lines, or complete it as prompt and completion text.",
+    ),
+    "no_end": (
+        "The chat template writes nothing after the last answer, so that the model does not learn "
+        "to stop.",
+        "End the assistant's turn in the template with an end token, such as {{ eos_token }}.",
+    ),
+    "second_bos": (
+        "The text begins with the beginning-of-sequence token, and the tokenizer puts another one "
+        "before it.",
+        "Train on 'messages' and leave the template to SFTTrainer, or take the token off: "
+        "text.removeprefix(tokenizer.bos_token).",
+    ),
+    "second_end": (
+        "The text ends in the end-of-sequence token and a line break; SFTTrainer appends another.",
+        "Train on 'messages' and leave the template to SFTTrainer, or take the break off: "
+        "text.rstrip().",
+    ),
+    "training_template_differs": (
+        "With assistant_only_loss=True SFTTrainer takes a chat template of TRL's, which writes "
+        "these rows otherwise than the tokenizer's own does in use.",
+        "Use the same in use: tokenizer.chat_template = "
+        "trl.chat_template_utils.get_training_chat_template(tokenizer); or prompt and completion.",
+    ),
+    "header_under_loss": (
+        "With assistant_only_loss=True the model is also trained on what stands before the answer, "
+        "such as the header with the role, which in use it is given.",
+        "Put {% generation %} after the header in the template, or use prompt and completion.",
+    ),
+    "stop_not_learned": (
+        "With assistant_only_loss=True the token that ends an answer has no loss, so that the "
+        "model does not learn to stop.",
+        "Put {% endgeneration %} after the end token in the template.",
+    ),
     "pad_is_eos": (
         "The tokenizer pads with the end-of-sequence token (or has no pad token, and eos stands "
         "in). SFTTrainer's collator masks padding by position, so it still learns eos; "
@@ -270,6 +391,11 @@ WARNINGS = {
     ),
 }
 NOTES = {
+    "date_in_rows": (
+        "The chat template writes the date of today into the rows.",
+        "Give them one of yours if the template takes it, as Llama 3.2's does: a column "
+        "chat_template_kwargs of {'date_string': '26 Jul 2024'}; and the same in use.",
+    ),
     "not_checked": (
         "Not checked: lengths, truncation, masks, the boundary, the chat template, the pad token.",
         "Pass a tokenizer: check(dataset, tokenizer).",
