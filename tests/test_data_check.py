@@ -465,7 +465,7 @@ FILES = [
     ("a.jsonl", b"", 0, NOTHING),
     ("a.json", b"", 0, NOTHING),
     ("a.csv", b"", 0, NOTHING),
-    ("a.jsonl.gz", gzip.compress(b""), 0, NOTHING),
+    ("a.jsonl.gz", gzip.compress(b"", mtime=0), 0, NOTHING),
     # A comma outside quotes shifts every cell of a row.
     ("a.csv", b"text,kind\na,x\nb,c,x\nd,x\n", 2, {"broken_line": [3]}),
     # Only JSON lines stop at a key that is there twice; in a list load_dataset takes the last.

@@ -226,14 +226,22 @@ class _Checker:
                 faults += own
                 if not usable or form.target == "unknown":
                     continue
-                if form.chat:  # what SFTTrainer gives the chat template next to the messages
-                    values = {name: row[name] for name in SETTINGS if row.get(name)} | values
+                if form.chat:
+                    values = _settings(row, form) | values
                 if form is forms.form:
                     yield number, values
                 else:
                     others.add(form, number, values)
             if faults:
                 found.add_all(number, faults)
+
+
+def _settings(row: Row, form: Format) -> Row:
+    """Return what SFTTrainer gives the chat template next to the messages, where the row has it."""
+    given = {name: row[name] for name in SETTINGS if name in row}
+    if form.mapping and given.get("tools") == "":  # the mapping makes an empty list of it
+        del given["tools"]
+    return given
 
 
 class _Others:
