@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 import yaml
 from stage import BOOK, REPOSITORY, ROOT
 
+from course_utils.claims import POCKET, RECORDS, Claim, recorded
+
 # Parts of the package that readers reach through another module: data and modules.
 PACKAGES = ("course_utils", "preflight")
-POCKET, REAL = "pocket-llama", "smollm2"  # models with a record of claims
+REAL = "smollm2"  # the model whose claims stand next to the pocket model's
 INNER = {"paths", "commands"}
 STACK = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate")
 SEEN = {
@@ -210,18 +213,11 @@ def _gone(row: dict[str, Any]) -> str:
     return "works, warns" if row.get("today") == "warns" else row["gone"]
 
 
-def recorded_claims(model: str) -> dict[str, Any]:
-    """Return the record of the claims on a model: what it ran on, and the claims by name."""
-    file = ROOT / "data" / "results" / "claims" / f"{model}.json"
-    record = json.loads(file.read_text(encoding="utf-8"))
-    return record | {"claims": {claim["name"]: claim for claim in record["claims"]}}
-
-
 def claims(reasons: dict[str, str]) -> str:
     """Return the page of the claims on both models; `reasons` says why one holds on one alone."""
-    record = recorded_claims(REAL)
-    pocket, real = recorded_claims(POCKET)["claims"], record["claims"]
-    failed = {name: real[name] for name in sorted(real) if not real[name]["holds"]}
+    record = json.loads((RECORDS / f"{REAL}.json").read_text(encoding="utf-8"))
+    pocket, real = recorded(POCKET), recorded(REAL)
+    failed = [claim for claim in real.values() if not claim.holds]
     versions_there = ", ".join(f"{name} {it}" for name, it in record["versions"].items())
     text = [
         "# The claims on a real model",
@@ -233,27 +229,26 @@ def claims(reasons: dict[str, str]) -> str:
         f"SmolLM2's ran with seed {record['seed']} on {record['device']}; each lesson did the "
         "share of its rows and steps that `COURSE_MODEL=smollm2 make run` chooses by itself. "
         f"Versions: {versions_there}.",
-        claims_by_lesson(),
+        claims_by_lesson(pocket.values(), real.values()),
     ]
     if failed:
         text.append("## What does not hold on SmolLM2")
-    for name, claim in failed.items():
+    for claim in failed:
         text += [
-            f"### {claim['text']}",
-            f"Lesson {name.partition('-')[0]}. Pocket model: {pocket[name]['figure'] or 'holds'}. "
-            f"SmolLM2: {claim['figure'] or 'does not hold'}.",
-            reasons[name].strip(),
+            f"### {claim.text}",
+            f"Lesson {claim.lesson}. Pocket model: {pocket[claim.name].figure or 'holds'}. "
+            f"SmolLM2: {claim.figure or 'does not hold'}.",
+            reasons[claim.name].strip(),
         ]
     return "\n\n".join(text) + "\n"
 
 
-def claims_by_lesson() -> str:
+def claims_by_lesson(pocket: Collection[Claim], real: Collection[Claim]) -> str:
     """Return a table in markdown: of each lesson's claims, how many hold on both models."""
-    pocket, real = recorded_claims(POCKET)["claims"], recorded_claims(REAL)["claims"]
     rows = []
-    for lesson in sorted({name.partition("-")[0] for name in pocket}):
-        made = [claim for name, claim in real.items() if name.partition("-")[0] == lesson]
-        both = sum(claim["holds"] for claim in made)
+    for lesson in sorted({claim.lesson for claim in pocket}):
+        made = [claim for claim in real if claim.lesson == lesson]
+        both = sum(claim.holds for claim in made)
         rows.append(f"| {lesson} | {len(made)} | {both} |" if made else f"| {lesson} | not run | |")
     return "\n".join(["| lesson | claims | hold on both |", "|---|---|---|", *rows])
 

@@ -11,13 +11,12 @@ from itertools import chain, islice
 from typing import Any
 
 from preflight.dataset_check.contents import Contents
-from preflight.dataset_check.formats import Format, Row
-from preflight.dataset_check.forms import MEDIA
+from preflight.dataset_check.forms import MEDIA, SETTINGS, Format, Row
 from preflight.dataset_check.labels import LabelTypes
 from preflight.dataset_check.mixed import Forms
 from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.reading import Split, open_splits
-from preflight.dataset_check.rendering import SETTINGS, Renderer
+from preflight.dataset_check.rendering import Renderer
 from preflight.dataset_check.report import Collector, Finding, Report
 from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
 from preflight.dataset_check.rules import RULES

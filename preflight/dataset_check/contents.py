@@ -13,7 +13,7 @@ from zlib import crc32
 import ftfy
 from ftfy.badness import is_bad
 
-from preflight.dataset_check.formats import Row
+from preflight.dataset_check.forms import Row
 from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.private import private_parts
 from preflight.dataset_check.report import Collector

@@ -33,8 +33,6 @@ from preflight.dataset_check.forms import (
 from preflight.dataset_check.preferences import preference, unpaired
 from preflight.dataset_check.turns import Beside, Turns
 
-__all__ = ["MISSING", "Format", "Row", "filled", "lacks", "other_form", "recognise"]
-
 # Names that public datasets use, the likelier ones first.
 PROMPTS = "instruction prompt question query problem inputs input document article dialogue message"
 PROMPTS += " source user human"

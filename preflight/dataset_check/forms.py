@@ -21,7 +21,8 @@ CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
 PREFERENCE = ("prompt", "completion", "chosen", "rejected")
 # Columns beside the text that the trainer reads, and that a mapping keeps.
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-KEPT = (*MEDIA, "tools", "chat_template_kwargs")
+SETTINGS = ("tools", "chat_template_kwargs")  # those that a chat template is given
+KEPT = (*MEDIA, *SETTINGS)
 
 
 @dataclass(frozen=True)

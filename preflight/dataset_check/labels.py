@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from preflight.dataset_check.formats import Row
+from preflight.dataset_check.forms import Row
 from preflight.dataset_check.rows import LABEL_COLUMNS, Fault
 
 USUAL = 0.8  # of the labels of a column, the share that have one type

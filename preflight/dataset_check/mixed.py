@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from preflight.dataset_check.formats import Format, Row, filled, lacks, other_form, recognise
-from preflight.dataset_check.forms import select_code
+from preflight.dataset_check.formats import filled, lacks, other_form, recognise
+from preflight.dataset_check.forms import Format, Row, select_code
 
 
 @dataclass

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
-from preflight.dataset_check.formats import Row
+from preflight.dataset_check.forms import SETTINGS, Row
 from preflight.dataset_check.rows import Fault
 
 Messages = list[Row]
 Change = tuple[str, Callable[[Messages], Messages]]  # the code of a rule, and what it changes
 
 SANITIZED = "sanitize_control_tokens"  # apply_chat_template's; it takes it only with tokenize=True
-SETTINGS = ("tools", "chat_template_kwargs")  # the columns that a template is given
 # Without the tokenizer's warning about long rows, which the findings count.
 QUIET = {"verbose": False, "return_attention_mask": False}
 OTHER_KEYS = ("content", "value", "input_text", "output_text")  # of a part's text

@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import isnan
 from typing import Any
 
-from preflight.dataset_check.formats import MISSING, Format, Row
+from preflight.dataset_check.forms import MISSING, Format, Row
 
 ROLES = frozenset(["system", "developer", "user", "assistant", "tool"])
 CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any
 
-from preflight.dataset_check.formats import MISSING, Format, Row
+from preflight.dataset_check.forms import MISSING, Format, Row
 from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, settings
 from preflight.dataset_check.rows import Fault
 from preflight.dataset_check.words import WordFaults, dates_in

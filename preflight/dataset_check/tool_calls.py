@@ -13,7 +13,8 @@ from typing import Any
 
 from jsonschema import exceptions, validators
 
-from preflight.dataset_check.formats import Row
+from preflight.dataset_check.forms import Row
+from preflight.dataset_check.rendering import called, calls_of
 from preflight.dataset_check.rows import Fault
 
 CODE = "tool_call_mismatch"
@@ -31,25 +32,18 @@ def tool_faults(columns: Row, tools: Any) -> Iterator[Fault]:
     ):
         return
     defined = _definitions(tools)
-    called: list[Row] = []
+    before: list[Row] = []
     said = ""
     for message in messages:
         if not isinstance(message, dict):
             continue
-        if message.get("role") == "tool" and (called or not IN_WORDS.search(said)):
-            yield from _answer_faults(message, called)
+        if message.get("role") == "tool" and (before or not IN_WORDS.search(said)):
+            yield from _answer_faults(message, before)
         if message.get("role") == "assistant":
             said = str(message)
-        calls = message.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
-            if isinstance(call, dict):
-                called.append(call)
-                yield from _call_faults(call, defined)
-
-
-def _function(call: Row) -> Row:
-    function = call.get("function")
-    return function if isinstance(function, dict) else call
+        for call in calls_of(message):
+            before.append(call)
+            yield from _call_faults(call, defined)
 
 
 def _definitions(tools: Any) -> dict[str, Row]:
@@ -61,14 +55,14 @@ def _definitions(tools: Any) -> dict[str, Row]:
             return {}
     named: dict[str, Row] = {}
     for tool in tools if isinstance(tools, list) else ():
-        function = _function(tool) if isinstance(tool, dict) else {}
+        function = called(tool) if isinstance(tool, dict) else {}
         if isinstance(function.get("name"), str):
             named[function["name"]] = function
     return named
 
 
 def _call_faults(call: Row, defined: dict[str, Row]) -> Iterator[Fault]:
-    function = _function(call)
+    function = called(call)
     name, arguments = function.get("name"), function.get("arguments")
     if isinstance(arguments, str):
         try:
@@ -134,15 +128,15 @@ def _without_none(value: Any) -> Any:
     return [_without_none(v) for v in value] if isinstance(value, list) else value
 
 
-def _answer_faults(message: Row, called: list[Row]) -> Iterator[Fault]:
+def _answer_faults(message: Row, before: list[Row]) -> Iterator[Fault]:
     """Yield what does not fit between a tool's answer and the calls before it."""
-    if not called:
+    if not before:
         yield CODE, "a tool answers, and none was called"
         return
-    ids = [call["id"] for call in called if isinstance(call.get("id"), str)]
+    ids = [call["id"] for call in before if isinstance(call.get("id"), str)]
     if isinstance(message.get("tool_call_id"), str) and ids and message["tool_call_id"] not in ids:
         yield CODE, f"an answer to {message['tool_call_id']!r}, which was not called"
         return
-    names = [_function(call).get("name") for call in called]
+    names = [called(call).get("name") for call in before]
     if isinstance(message.get("name"), str) and message["name"] not in names:
         yield CODE, f"{message['name']} answers, and {', '.join(map(str, names))} was called"

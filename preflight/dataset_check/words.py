@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from preflight.dataset_check.formats import Row
+from preflight.dataset_check.forms import Row
 from preflight.dataset_check.rendering import (
     SANITIZED,
     Messages,
