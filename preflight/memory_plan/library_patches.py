@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # The versions with which all below was last looked at; those of constraints.txt.
 SEEN = {
     "torch": "2.13.0",
-    "transformers": "5.23.0",
+    "transformers": "5.24.0",
     "peft": "0.21.2",
     "trl": "1.16.0",
     "accelerate": "1.15.0",
