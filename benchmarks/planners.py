@@ -2,7 +2,7 @@
 
     python benchmarks/planners.py            a few minutes; installs the planners from PyPI
 
-The table of book/planners.md is written from the record.
+The table of book/neighbours.md is written from the record.
 
 Each planner is installed at a fixed version into a temporary folder and is asked for every case of
 planners.yaml that it can express, with the settings that fit the case best. A case that it has no
@@ -42,8 +42,7 @@ from preflight.memory_plan import predict
 
 CASES = Path(__file__).with_suffix(".yaml")
 RESULTS = COURSE_ROOT / "data" / "results" / "planners.json"
-PAGE = COURSE_ROOT / "book" / "planners.md"
-TABLE = re.compile(r"^\| planner \|.*\n(\|.*\n)*", re.M)
+PAGE = COURSE_ROOT / "book" / "neighbours.md"
 SCHEMA = 1
 GIB = 2**30
 PLANNERS = {
@@ -357,7 +356,7 @@ def table(record: dict[str, Any]) -> str:
     of = [case["source"] for case in record["cases"]]
     sources = list(dict.fromkeys(of))
     head = ["planner", "cases", "median error", "worst", *(f"median, {n}" for n in sources), "s"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for name, found in record["planners"].items():
         errors = {source: [] for source in sources}
         for source, ratio in zip(of, found["ratios"], strict=True):
@@ -374,7 +373,20 @@ def table(record: dict[str, Any]) -> str:
                 f"{found['seconds']:.1f}",
             ]
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(head, rows)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """Return a table in markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def put(table: str) -> None:
+    """Print a table, and write it over the one on the page whose first column has its name."""
+    print(table)
+    first = re.match(r"\| [^|]+\|", table)[0]
+    old = re.compile(rf"^{re.escape(first)}.*(\n\|.*)*", re.M)
+    write_whole(PAGE, old.sub(lambda _: table, PAGE.read_text(encoding="utf-8")))
 
 
 def main() -> int:
@@ -395,9 +407,7 @@ def main() -> int:
         "planners": planners,
     }
     write_whole(RESULTS, json.dumps(content, indent=1) + "\n")
-    page = PAGE.read_text(encoding="utf-8")
-    write_whole(PAGE, TABLE.sub(lambda _: table(content) + "\n", page))
-    print(table(content))
+    put(table(content))
     return 0
 
 
