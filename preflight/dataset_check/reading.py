@@ -166,6 +166,14 @@ def _from_folder(folder: Path) -> list[Split]:
 
 def _from_files(name: str, paths: list[Path]) -> Split:
     faults: dict[str, Faults] = {path.name if len(paths) > 1 else "": [] for path in paths}
-    read = zip(paths, faults.values(), strict=True)
-    rows = (row for path, of_file in read for row in rows_of(path, of_file))
-    return Split(name, rows, faults=faults, loaded=Loaded(paths[0]))
+    loaded = Loaded(paths)
+
+    def rows() -> Iterator[Any]:
+        number = 0
+        for path, of_file in zip(paths, faults.values(), strict=True):
+            loaded.begins.append(number)
+            for row in rows_of(path, of_file):
+                number += 1
+                yield row
+
+    return Split(name, rows(), faults=faults, loaded=loaded)

@@ -57,15 +57,25 @@ ERRORS = {
         "load_dataset takes this text for dates, numbers or true and false, since all in the "
         "first part of the file looks like it: '007' becomes 7. SFTTrainer then stops, or trains "
         "on another text.",
-        "Load it as it stands: Dataset.from_list([json.loads(line) for line in open(file)]), as "
-        "features= would write '2024-02-07 00:00:00'; or of CSV Dataset.from_pandas("
-        "pandas.read_csv(file, dtype=str, keep_default_na=False)).",
+        "Load it as it stands: Dataset.from_list([json.loads(line) for line in open(file)], "
+        "on_mixed_types='use_json'), with the columns of the first row (features= would write "
+        "'2024-02-07 00:00:00'); or of CSV Dataset.from_pandas(pandas.read_csv(file, dtype=str, "
+        "keep_default_na=False)).",
     ),
     "load_stops": (
-        "load_dataset took this column for dates or numbers by the first part of the file (10 MB "
-        "of JSON, 10,000 rows of CSV). At these rows it stops, and its error names no row.",
-        "Load it as it stands: Dataset.from_list([json.loads(line) for line in open(file)]), or "
-        "Dataset.from_pandas(pandas.read_csv(file, dtype=str, keep_default_na=False)).",
+        "load_dataset takes the type of each field from the first part (10 MB of JSON, 10,000 rows "
+        "of CSV, or the first of several files). At these rows it stops, and its error names no "
+        "row.",
+        "Bring the field to one type. Or read the file as one part: load_dataset('json', "
+        "data_files=file, chunksize=os.path.getsize(file)); or of CSV Dataset.from_pandas("
+        "pandas.read_csv(file, dtype=str, keep_default_na=False)).",
+    ),
+    "load_changes": (
+        "load_dataset takes the type of each field from the first part (10 MB of JSON, 10,000 rows "
+        "of CSV, or the first of several files). These values are of another type, and it turns "
+        "them into that one without a word. Where JSON has text and something else, it also puts "
+        "quotes around all texts of the field from this part on, in sound rows too.",
+        "Bring the field to one type in the file.",
     ),
     "messages_as_text": (
         "A list of messages that stands there as text, as in CSV, which has no lists; SFTTrainer "
