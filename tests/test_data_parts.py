@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import architectures
 import datasets
 import pytest
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
+from transformers import AutoTokenizer
 
+from course_utils.paths import POCKET_MODEL
 from preflight.dataset_check import check, parts
 
 ABSENT = object()
@@ -205,3 +208,60 @@ def test_dates_in_messages_of_several_forms_stay_text(tmp_path: Path) -> None:
     turns[0]["name"] = "Ann"
     path = write(tmp_path / "b.jsonl", [{"messages": turns}])
     assert load([path])[0]["messages"] == turns and found(path) == {}
+
+
+def tool_row(name: str, argument: str) -> dict[str, Any]:
+    about = {"type": "object", "properties": {argument: {"type": "string"}}}
+    call = {"type": "function", "function": {"name": name, "arguments": {argument: "Lisbon"}}}
+    turns = [
+        {"role": "user", "content": f"Ask {name}."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "Rain", "name": name},
+        {"role": "assistant", "content": "It rains."},
+    ]
+    tools = [{"type": "function", "function": {"name": name, "parameters": about}}]
+    return {"messages": turns, "tools": tools}
+
+
+def test_nulls_that_datasets_fills_in(tmp_path: Path) -> None:
+    """Qwen3's template writes them; a file that is loaded by itself keeps its objects."""
+    rows = [tool_row("weather", "city"), tool_row("look_up", "word")]
+    template = (architectures.TRL_TEMPLATES / "qwen3.jinja").read_text("utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+
+    def written(dataset: Dataset) -> bool:
+        given = {"tools": dataset[0]["tools"], "chat_template": template, "tokenize": False}
+        return "null" in tokenizer.apply_chat_template(dataset[0]["messages"], **given)
+
+    filled = Dataset.from_list(rows)
+    finding = next(f for f in check(filled).findings if f.code == "nulls_filled")
+    assert written(filled) and finding.rows == (0, 1) and "arguments" in finding.example
+    kept = [Dataset.from_list(rows, on_mixed_types="use_json")]
+    kept += [load([write(tmp_path / "a.jsonl", rows)])]
+    for dataset in (*kept, rows, tmp_path / "a.jsonl"):
+        assert "nulls_filled" not in {f.code for f in check(dataset).findings}
+        assert not isinstance(dataset, Dataset) or not written(dataset)
+
+
+@pytest.mark.usefixtures("short_parts")
+def test_nulls_that_are_filled_in_after_the_first_part(tmp_path: Path) -> None:
+    rows = [tool_row("weather", "city") for _ in range(50)]
+    rows[40]["messages"][1]["tool_calls"][0]["function"]["arguments"] = {}
+    for one in rows:  # all messages have the same keys, so that they stay objects
+        one["messages"] = [{"name": "", "tool_calls": None} | turn for turn in one["messages"]]
+    path = write(tmp_path / "a.jsonl", rows)
+    call = load([path], chunksize=SHORT)[40]["messages"][1]["tool_calls"][0]
+    assert call["function"]["arguments"] == {"city": None}
+    finding = next(f for f in check(path).findings if f.code == "nulls_filled")
+    assert finding.rows == (40,) and "arguments" in finding.example
+
+
+def test_settings_that_only_some_rows_have_are_null_in_the_others(tmp_path: Path) -> None:
+    """SFTTrainer stops at a null among the settings of the template."""
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows = [{"messages": turns, "chat_template_kwargs": {"thinking": True}}, {"messages": turns}]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert load([path])[1]["chat_template_kwargs"] is None
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+    finding = next(f for f in check(path, tokenizer).findings if f.code == "template_fails")
+    assert finding.rows == (1,) and "chat_template_kwargs is None" in finding.example

@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 from datasets import Features
 
-from preflight.dataset_check.forms import Row
+from preflight.dataset_check.forms import SETTINGS, Row
 from preflight.dataset_check.parts import Ways, stops
 from preflight.dataset_check.report import quote
 
 Misfit = tuple[tuple[str, ...], pa.DataType | None, Any]  # way, type in the first part, value
 
 ITEM = "[]"  # in the way to a field: the items of a list
+ARGUMENTS = "arguments"  # of a tool call
 ABSENT = type(None)
 EXACT = 2**53  # whole numbers up to this are the same as floats
 WHOLE = range(-(2**63), 2**63)
@@ -80,6 +81,8 @@ class Later:
         if self._one_part:
             mixed = kind is not None and not pa.types.is_null(kind) and type(odd) is str
             return "json_column" if mixed or (kind == pa.string()) else ""
+        if odd is None and kind is not None:
+            return "nulls_filled"
         if kind is None:
             return "load_stops"
         known = way, WORDS[type(odd)]
@@ -149,8 +152,10 @@ def _misfits(value: Any, kind: pa.DataType | None, way: tuple[str, ...]) -> Iter
         yield way, None, value
     elif pa.types.is_struct(kind) and isinstance(value, dict):
         kinds = {field.name: field.type for field in kind}
-        for name in kinds:
-            value.setdefault(name, None)
+        absent = kinds.keys() - value.keys()
+        value |= dict.fromkeys(absent)
+        if absent and (ARGUMENTS in way or way[0] == SETTINGS[0]):
+            yield way, kind, None
         for name, held in value.items():
             yield from _misfits(held, kinds.get(name), (*way, name))
     elif pa.types.is_list(kind) and isinstance(value, list):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.json as paj
+from datasets import Features
 from datasets.utils.json import insert_json_field_path, ujson_loads
 
 from preflight.dataset_check.forms import CONTENT_KEYS, SETTINGS
-from preflight.dataset_check.later import ITEM, Later
+from preflight.dataset_check.later import ARGUMENTS, ITEM, Later
 from preflight.dataset_check.parsing import suffix_of
 from preflight.dataset_check.parts import Start, Ways, features_of, read
 from preflight.dataset_check.report import quote
@@ -38,8 +39,14 @@ Field = tuple[tuple[str, ...], pa.DataType]  # the way to it in a column, and wh
 class Loaded:
     """What load_dataset makes of files; it is told of each row, in their order."""
 
-    def __init__(self, paths: Sequence[Path] = ()) -> None:
-        """Look at the first part of the first file, if it is of a kind that has no types."""
+    def __init__(
+        self, paths: Sequence[Path] = (), features: Mapping[str, Any] | None = None
+    ) -> None:
+        """Look at the first part of the first file, if it is of a kind that has no types.
+
+        `features` are those of rows that are in a dataset already.
+        """
+        self._objects = _objects(features or {})  # where nulls may have been filled in
         self._fields: dict[str, list[Field]] = {}  # text that is taken for something else
         self._json: dict[str, list[tuple[str, ...]]] = {}  # text that is read as JSON
         self._settings: list[str] = []
@@ -98,6 +105,9 @@ class Loaded:
         """
         for name in self._settings:
             row.setdefault(name, None)
+        for column, way in self._objects:
+            if any(map(_has_null, _values(row.get(column), way))):
+                yield "nulls_filled", ".".join((column, *way))
         for column in columns if self._fields or self._json else ():
             for way, kind in self._fields.get(column, ()):
                 for text in _texts(row.get(column), way):
@@ -157,14 +167,42 @@ def _trained(way: tuple[str, ...], kind: pa.DataType) -> bool:
     return names[-1] in CONTENT_KEYS if names else not way or pa.types.is_timestamp(kind)
 
 
-def _texts(value: Any, way: tuple[str, ...]) -> Iterator[str]:
+def _values(value: Any, way: tuple[str, ...]) -> Iterator[Any]:
     if not way:
-        yield from [value] if isinstance(value, str) else []
+        yield value
     elif way[0] == ITEM:
         for item in value if isinstance(value, list) else ():
-            yield from _texts(item, way[1:])
+            yield from _values(item, way[1:])
     elif isinstance(value, dict):
-        yield from _texts(value.get(way[0]), way[1:])
+        yield from _values(value.get(way[0]), way[1:])
+
+
+def _texts(value: Any, way: tuple[str, ...]) -> Iterator[str]:
+    return (text for text in _values(value, way) if isinstance(text, str))
+
+
+def _objects(features: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the columns and ways to what templates write in full: tools and their arguments."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+
+    def look(kind: pa.DataType, column: str, way: tuple[str, ...]) -> None:
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            look(kind.value_type, column, (*way, ITEM))
+        elif pa.types.is_struct(kind) and (column == SETTINGS[0] or way[-1:] == (ARGUMENTS,)):
+            found.append((column, way))
+        elif pa.types.is_struct(kind):
+            for field in kind:
+                look(field.type, column, (*way, field.name))
+
+    for field in Features(features).arrow_schema if features else ():
+        look(field.type, field.name, ())
+    return found
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(held is None or _has_null(held) for held in value.values())
+    return isinstance(value, list) and any(map(_has_null, value))
 
 
 def _fits(text: str, kind: pa.DataType) -> bool:

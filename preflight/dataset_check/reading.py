@@ -73,7 +73,8 @@ def _named(name: str, rows: object) -> Split:
     name = str(name).encode("utf-8", "replace").decode()  # half a surrogate cannot be printed
     if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         features = dict(rows.features or {})
-        return Split(name, _dataset_rows(rows, features), list(features), features)
+        of_rows = _dataset_rows(rows, features)
+        return Split(name, of_rows, list(features), features, loaded=Loaded(features=features))
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         records = rows.to_dict("records")
         # numpy's arrays and numbers become lists and numbers

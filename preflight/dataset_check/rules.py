@@ -351,6 +351,13 @@ WARNINGS = {
         "The chat template leaves out what stands in one message with a tool call.",
         "Choose a template that writes both, or make a message of its own of the text.",
     ),
+    "nulls_filled": (
+        "Nulls in the arguments or the definitions of tools. All objects of a column have the same "
+        "keys, so datasets fills in null for those that only other rows have, and the chat "
+        "template writes them.",
+        "Make the dataset with Dataset.from_list(rows, on_mixed_types='use_json'), which keeps "
+        "objects as they are.",
+    ),
     "name_lost": (
         "The chat template leaves out the names of the speakers.",
         "Where they matter, write them into the content: 'Ann: ...'.",
