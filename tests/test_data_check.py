@@ -82,7 +82,9 @@ def check_bad(folder: Path, name: str, tokenizer: Any) -> Report:
     return check(folder / name, tokenizer, max_rows=100, **(both if name == "bad.jsonl" else {}))
 
 
-@pytest.mark.parametrize("name", ["bad.jsonl", "tokenised.jsonl", "broken.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["bad.jsonl", "tokenised.jsonl", "broken.jsonl", "dates.jsonl", "codes.csv"]
+)
 def test_every_fault_of_the_bad_dataset_is_found(bad: Path, name: str, tokenizer: Any) -> None:
     """A fault that is missed, or one that is seen in a sound row, makes the check worthless."""
     expected = json.loads((bad / "faults.json").read_text())
