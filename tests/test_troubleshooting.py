@@ -571,6 +571,21 @@ def _(folder: Path) -> None:
     assert all(bool(p.any()) for p in trained)
 
 
+@provokes("older-tokenizer")
+def _(folder: Path) -> None:
+    new_tokenizer().save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    saved = json.loads(file.read_text("utf-8"))
+    again = AutoTokenizer.from_pretrained(folder)
+    assert saved["tokenizer_class"] == type(again).__name__ == "TokenizersBackend"
+    # With the way round for version 4 it stays the same.
+    saved["tokenizer_class"] = "PreTrainedTokenizerFast"
+    del saved["extra_special_tokens"]
+    file.write_text(json.dumps(saved), "utf-8")
+    text = "<|user|>\nthe cat sat"
+    assert AutoTokenizer.from_pretrained(folder)(text) == again(text)
+
+
 @provokes("older-response-key")
 def _(folder: Path) -> None:
     assert message(lambda: exec("from trl import DataCollatorForCompletionOnlyLM", {}))

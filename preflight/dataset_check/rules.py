@@ -377,6 +377,12 @@ WARNINGS = {
         "Train on 'messages' and leave the template to SFTTrainer, or take the token off: "
         "text.removeprefix(tokenizer.bos_token).",
     ),
+    "bos_by_version": (
+        "transformers 4 puts a beginning-of-sequence token before text as this tokenizer's file "
+        "says, transformers 5 as its tokenizer.json has it, and here the two differ: the model "
+        "sees other tokens where the other version runs.",
+        "Train and use the model with one version of transformers, and save the tokenizer with it.",
+    ),
     "second_end": (
         "The text ends in the end-of-sequence token and a line break; SFTTrainer appends another.",
         "Train on 'messages' and leave the template to SFTTrainer, or take the break off: "
