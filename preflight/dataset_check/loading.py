@@ -15,20 +15,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.json as paj
 from datasets import Features
 from datasets.utils.json import insert_json_field_path, ujson_loads
 
+from preflight.dataset_check import csv_parts
 from preflight.dataset_check.forms import CONTENT_KEYS, SETTINGS
 from preflight.dataset_check.later import ARGUMENTS, ITEM, Later
 from preflight.dataset_check.parsing import suffix_of
 from preflight.dataset_check.parts import Start, Ways, features_of, read
 from preflight.dataset_check.report import quote
 
-CSV_PART = 10_000  # rows
-FEW = 500  # rows, of which it shows which columns may be no texts
 TRUTH = ("true", "false", "1", "0")
 JSON = (".json", ".jsonl", ".ndjson")
 EXAMPLES = 100  # rows
@@ -49,14 +47,18 @@ class Loaded:
         self._objects = _objects(features or {})  # where nulls may have been filled in
         self._fields: dict[str, list[Field]] = {}  # text that is taken for something else
         self._json: dict[str, list[tuple[str, ...]]] = {}  # text that is read as JSON
-        self._settings: list[str] = []
+        self._settings: set[str] = set()
+        self._csv: csv_parts.LaterTexts | None = None
+        self._names: Collection[str] = ()  # the columns of the first file
+        self._others: list[tuple[str, pa.DataType]] = []  # of CSV, that are not trained on
         self._later: Later | None = None
         self._first: float = 0  # the rows of the first part
         self.begins: list[int] = []  # the numbers of the rows at which files begin
         self.as_json: dict[str, str] = {}  # by the field, the first text that is read as JSON
         try:
             if paths and suffix_of(paths[0]) in (".csv", ".tsv"):
-                self._note(_csv_schema(paths[0]))
+                self._csv = csv_parts.LaterTexts()
+                self._note(csv_parts.schema_of(paths[0]))
             elif paths and suffix_of(paths[0]) in JSON:
                 self._look(paths[0], more=len(paths) > 1)
         except (ValueError, OSError, EOFError, zlib.error, OverflowError, RecursionError):
@@ -94,7 +96,7 @@ class Loaded:
             if fields:
                 self._fields[column.name] = fields
             if column.name in SETTINGS:
-                self._settings.append(column.name)
+                self._settings.add(column.name)
 
     def faults(
         self, number: int, row: dict[str, Any], columns: Collection[str]
@@ -118,6 +120,13 @@ class Loaded:
                 if where not in self.as_json:
                     for text in filter(_is_json, _texts(row.get(column), way)):
                         self.as_json[where] = f"{where}: the text {quote(text, 30)}"
+        if self._csv and (number in self.begins or self._csv.needs(number)):
+            yield from self._csv_part_faults(number, row, columns)
+        if self._others and (number >= csv_parts.PART or self._in_later_file(number)):
+            for column, kind in self._others:
+                text = row.get(column)
+                if isinstance(text, str) and not _fits(text, kind):
+                    yield "load_stops", f"{column}: the text {quote(text, 30)}, as {kind}"
         if self._later and (number >= self._first or self._in_later_file(number)):
             alone = number in self.begins
             for code, (column, *way), said in self._later.faults(row, alone=alone):
@@ -126,6 +135,22 @@ class Loaded:
                     yield code, f"{where}: {said}"
                 elif column in columns:
                     self.as_json[where] = f"{where}: {said}"
+
+    def _csv_part_faults(
+        self, number: int, row: dict[str, Any], columns: Collection[str]
+    ) -> Iterator[tuple[str, str]]:
+        """Note a row of CSV with which a part begins, and yield what is wrong with its columns."""
+        new = number in self.begins
+        self._csv.see(number, row, [n for n in columns if n not in self._fields], new)
+        if number == 0:
+            self._names = row.keys()
+            self._others = [(n, f[0][1]) for n, f in self._fields.items() if n not in columns]
+        elif new and (names := row.keys() - self._names):
+            yield "load_stops", f"{', '.join(sorted(names))}: not in the first file"
+
+    def of_parts(self) -> list[csv_parts.Found]:
+        """Return what whole parts of the file show, once all rows were seen."""
+        return self._csv.found() if self._csv else []
 
     def _in_later_file(self, number: int) -> bool:
         return len(self.begins) > 1 and number >= self.begins[1]
@@ -137,17 +162,6 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _csv_schema(path: Path) -> Iterable[pa.Field]:
-    separator = "\t" if suffix_of(path) == ".tsv" else ","
-    start = pd.read_csv(path, sep=separator, nrows=FEW)
-    # The texts are left out of the rest, so that it needs little memory.
-    other = [n for n, kind in enumerate(start.dtypes) if not pd.api.types.is_string_dtype(kind)]
-    if not other:
-        return ()
-    frame = pd.read_csv(path, sep=separator, nrows=CSV_PART, usecols=other, low_memory=False)
-    return pa.Schema.from_pandas(frame, preserve_index=False)
 
 
 def _fields(kind: pa.DataType, way: tuple[str, ...]) -> Iterator[Field]:
@@ -207,6 +221,8 @@ def _has_null(value: Any) -> bool:
 
 def _fits(text: str, kind: pa.DataType) -> bool:
     """Return whether a text becomes a value of this type; load_dataset stops at any other."""
+    if text.isascii() and text.isdecimal() and pa.types.is_integer(kind):
+        return True
     if pa.types.is_timestamp(kind):
         read = paj.read_json(io.BytesIO(json.dumps({"text": text}).encode()))
         return read.schema.field("text").type == kind
