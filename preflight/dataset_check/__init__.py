@@ -185,6 +185,9 @@ class _Checker:
             found.add("unknown_format", example="rows without a column")
         texts = [] if checked.form.chat else checked.form.source.values()
         as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
+        for code, of_part, said in split.loaded.of_parts():
+            found.add_rows(code, of_part[: self.max_rows], len(of_part), said)
+        as_json += split.loaded.as_json.values()
         if as_json:
             found.add("json_column", example=as_json)
         for file, of_file in split.faults.items():
@@ -211,7 +214,7 @@ class _Checker:
                 found.add("wrong_type", number, row)
                 continue
             form = forms.of(row, number)
-            faults = [*split.loaded.faults(row, form.source.values())]
+            faults = [*split.loaded.faults(number, row, form.source.values())]
             if form.target != "tokens":
                 faults += [*label_faults(row, classes, self.num_labels), *labels.faults(row)]
             for values in form.examples(row):

@@ -19,6 +19,7 @@ from typing import Any
 from preflight.dataset_check.forms import MISSING, Format, Row
 from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, settings
 from preflight.dataset_check.rows import Fault
+from preflight.dataset_check.versions import first_token_differs
 from preflight.dataset_check.words import WordFaults, dates_in
 
 BATCH = 500  # rows tokenised at once
@@ -37,6 +38,8 @@ def tokenizer_faults(renderer: Renderer, form: Format) -> Iterator[Fault]:
         yield from renderer.training_faults() if form.chat else [("answers_need_chat", form.name)]
     if form.target in ("text", "prompt-completion") and not form.chat and not tokenizer.eos_token:
         yield "no_eos", None
+    if not form.chat and form.target != "tokens" and (found := first_token_differs(tokenizer)):
+        yield "bos_by_version", found
 
 
 @dataclass
