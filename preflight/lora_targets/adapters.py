@@ -9,12 +9,13 @@ import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from peft import LoraConfig, NoMatchingPeftModuleError, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from course_utils.setting_checks import matching
 
@@ -100,6 +101,26 @@ def _explain(error: ValueError, config: LoraConfig, model: nn.Module, twin: nn.M
     if message.startswith("Targeting a Conv"):
         return f"{what} of {module.groups} groups, of which the rank {config.r} is no multiple"
     return message.rstrip(".")
+
+
+def refused_names(model: PreTrainedModel) -> list[str]:
+    """Return the last parts of names of linear layers that peft refuses in a model of this type.
+
+    It refuses some by their name alone, whatever they do: out_proj in Mamba's family, say.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    leaves = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+    return [leaf for leaf in leaves if _is_refused(model.config.model_type, leaf)]
+
+
+@lru_cache
+def _is_refused(kind: str, leaf: str) -> bool:
+    """Ask peft for an adapter in a model of a type that has one layer alone, of that name."""
+    alone = nn.Module()
+    alone.config = PretrainedConfig()
+    alone.config.model_type = kind
+    alone.add_module(leaf, nn.Linear(1, 1, device="meta"))
+    return make_adapters(alone, [leaf]).error.startswith("peft refuses")
 
 
 def replaced_by(model: nn.Module, leaf: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from trl.trainer import utils as trl_utils
 
 from course_utils.configs import auto_class
 from preflight.memory_plan.options import StepOptions
+from preflight.memory_plan.stored import holds_fp8, replace_layers
 
 # What SFTTrainer asks of its fused head: the loss, and what its two metrics need.
 SFT_OUTPUTS = ("log_probs", "entropy", "is_top1")
@@ -83,6 +84,8 @@ def build_base(config: PretrainedConfig, options: StepOptions) -> nn.Module:
             attn_implementation=attention,
             trust_remote_code=False,
         )
+    if holds_fp8(config):
+        replace_layers(model, config)
     if options.quantization_config is not None:
         quantizer = AutoHfQuantizer.from_config(options.quantization_config, pre_quantized=False)
         quantizer.preprocess_model(model, dtype=options.dtype, device_map={"": "cpu"})
