@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from course_utils.configs import build_empty, load_config
 from course_utils.setting_checks import matching
 from preflight.lora_targets.adapters import ALL_LINEAR, make_adapters, replaced_by
-from preflight.lora_targets.layers import Layer, find_layers
+from preflight.lora_targets.layers import Layer, find_layers, without_numbers
 from preflight.lora_targets.table import Rest, Target, TargetTable
 
 Model = nn.Module | PretrainedConfig | str | Path
@@ -121,7 +121,7 @@ def _named_groups(model: nn.Module, layers: Sequence[Layer]) -> Iterator[tuple[s
             continue
         patterns: dict[str, list[Layer]] = defaultdict(list)
         for layer in group:
-            patterns[_pattern(layer.name)].append(layer)
+            patterns[without_numbers(layer.name)].append(layer)
         for pattern, members in patterns.items():
             parts = pattern.split(".")
             endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
@@ -163,14 +163,9 @@ def _target(
 
 def _short_name(layer: Layer) -> str:
     """Return the last part of a layer's name, with the part before it where it says too little."""
-    parts = _pattern(layer.name).split(".")
+    parts = without_numbers(layer.name).split(".")
     two = layer.is_parameter or GENERIC.fullmatch(parts[-1])
     return ".".join(parts[-2:] if two else parts[-1:])
-
-
-def _pattern(name: str) -> str:
-    """Return a layer's name with "*" for each number but one at its end."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def _rest(model: nn.Module, weights: set[int], layers: set[str]) -> tuple[Rest, ...]:
@@ -188,7 +183,7 @@ def _rest(model: nn.Module, weights: set[int], layers: set[str]) -> tuple[Rest, 
             why = "a bare tensor that may be no product's matrix: test target_parameters on it"
         else:
             why = "a bare tensor of four or more dimensions"
-        groups[why].append((_pattern(name), parameter))
+        groups[why].append((without_numbers(name), parameter))
     return tuple(
         Rest(
             why,

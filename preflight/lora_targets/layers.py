@@ -196,6 +196,11 @@ def _kind(name: str, module: nn.Module, outer: list[nn.Module], outside: bool) -
     return "MLP" if MLP_NAMES.search(name) else "other"
 
 
+def without_numbers(name: str) -> str:
+    """Return a layer's name with "*" for each number but one at its end."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
 def _tower(name: str) -> str:
     parts = name.lower().split(".")
     found = (kind for part in parts for kind, pattern in TOWERS.items() if pattern.search(part))

@@ -202,7 +202,9 @@ def stored_bytes(config: PretrainedConfig) -> int:
         return 0
     model = build_empty(_with(config, None))
     quantized = set(_quantized(model, _method(stored), stored))
-    return sum(int(p.numel() * (bits if id(p) in quantized else 16) / 8) for p in model.parameters())
+    return sum(
+        int(p.numel() * (bits if id(p) in quantized else 16) / 8) for p in model.parameters()
+    )
 
 
 def _bits(kind: str, stored: dict[str, Any]) -> float:
