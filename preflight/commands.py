@@ -217,7 +217,7 @@ def add_commands(commands: Any) -> None:
         "--check", metavar="NAMES", help="which of these names, joined by commas, match what"
     )
     command.add_argument(
-        "--suggest", metavar="KIND", help="arguments for LoraConfig: attention, all-linear, ..."
+        "--suggest", metavar="KIND", help="arguments for LoraConfig: attention, dense-linear, ..."
     )
     command.add_argument("--rank", type=int, default=8, help="of the adapters (default: 8)")
     command.add_argument("--json", action="store_true", help="print JSON")

@@ -170,7 +170,7 @@ def record(kind: str) -> dict[str, Any]:
         )
     agrees["parameters"] = table.parameters == sum(p.numel() for p in model.parameters())
     experts = "+expert" if "expert" in table.kinds else ""
-    suggestion = lora_targets.suggest(model, f"all-linear{experts}", RANK)
+    suggestion = lora_targets.suggest(model, f"dense-linear{experts}", RANK)
 
     blocks = [target for target in table if target.in_blocks]
     hit = {

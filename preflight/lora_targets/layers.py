@@ -20,7 +20,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, *CONVOLUTIONS, nn.MultiheadAttention)
 
 # Parts of a module's path that lead out of the language model.
-TOWERS = {
+TOWER_NAMES = {
     "vision": re.compile(r"vision|visual|image|img"),
     "audio": re.compile(r"audio|speech|depth_decoder|encodec"),
     "projector": re.compile(r"projector|multi_modal"),
@@ -203,5 +203,7 @@ def without_numbers(name: str) -> str:
 
 def _tower(name: str) -> str:
     parts = name.lower().split(".")
-    found = (kind for part in parts for kind, pattern in TOWERS.items() if pattern.search(part))
+    found = (
+        kind for part in parts for kind, pattern in TOWER_NAMES.items() if pattern.search(part)
+    )
     return next(found, "")

@@ -15,6 +15,9 @@ from preflight.lora_targets.adapters import ALL_LINEAR, make_adapters
 from preflight.lora_targets.discovery import Model, list_targets, open_model, target_regex
 from preflight.lora_targets.table import Target, TargetTable
 
+# Not peft's word "all-linear", which stands for other layers: it can take experts and routers in.
+DENSE_LINEAR = "dense-linear"
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -56,13 +59,13 @@ class Suggestion:
         return f"<pre>{escape(code)}</pre>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-def suggest(model: Model, what: str = "all-linear", r: int = 8) -> Suggestion:
+def suggest(model: Model, what: str = DENSE_LINEAR, r: int = 8) -> Suggestion:
     """Return arguments for LoraConfig that target what is asked for, and nothing else.
 
     `what` is a kind that occurs in the model ("attention", "MLP", "expert", ...), several joined by
-    "+", or "all-linear": every linear layer of the language model's blocks, without the output
-    layer, routers and other towers, which peft's own "all-linear" would include. Experts that are
-    3-D parameters come only when asked for: "all-linear+expert". Use it as
+    "+", or "dense-linear": every linear layer of the language model's blocks that each token goes
+    through. It leaves out experts and routers, and the towers for images and sound, all of which
+    peft's "all-linear" can reach; "dense-linear+expert" takes the experts in. Use it as
     `LoraConfig(r=8, **suggest(model, "attention"))`.
 
     Raises:
@@ -109,8 +112,15 @@ def suggest(model: Model, what: str = "all-linear", r: int = 8) -> Suggestion:
 
 def _choose(table: TargetTable, what: str) -> list[Target]:
     """Return the targets of the kinds that are asked for, without those that peft refuses."""
-    allowed = {kind.lower(): kind for kind in table.kinds} | {ALL_LINEAR: ALL_LINEAR}
+    allowed = {kind.lower(): kind for kind in table.kinds} | {DENSE_LINEAR: DENSE_LINEAR}
     words = [word.strip().lower() for word in what.split("+")] if isinstance(what, str) else [""]
+    if ALL_LINEAR in words:
+        raise ValueError(
+            f'what={what!r} was given. "{ALL_LINEAR}" is peft\'s own word and needs no suggestion: '
+            f'LoraConfig(target_modules="{ALL_LINEAR}"). Allowed here are '
+            f'{", ".join(allowed.values())}. Give "{DENSE_LINEAR}" for the linear layers without '
+            "experts, routers and towers."
+        )
     if not allowed.keys() >= set(words):
         raise ValueError(
             f"what={what!r} was given. {table.model} has: {', '.join(allowed.values())}. Choose "
@@ -119,8 +129,9 @@ def _choose(table: TargetTable, what: str) -> list[Target]:
     kinds = {allowed[word] for word in words}
     chosen = []
     for target in table:
-        linear = target.in_blocks and target.type != "Parameter"
-        if not target.refused and (target.kind in kinds or (ALL_LINEAR in kinds and linear)):
+        matrix = target.in_blocks and target.type != "Parameter"
+        dense = DENSE_LINEAR in kinds and matrix and target.kind != "expert"
+        if not target.refused and (dense or target.kind in kinds):
             chosen.append(target)
     if not chosen:
         raise ValueError(
@@ -155,4 +166,7 @@ def _notes(table: TargetTable, chosen: Sequence[Target]) -> tuple[str, ...]:
         notes.append(
             f'The experts, {share:.0%} of the parameters, stay as they are: add "+expert".'
         )
+    towers = {t.kind for t in table.in_towers}.difference(t.kind for t in chosen)
+    if towers:
+        notes.append(f"What sees or hears stays as it is ({', '.join(sorted(towers))}).")
     return tuple(notes)

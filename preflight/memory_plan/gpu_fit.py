@@ -229,6 +229,8 @@ def _several(gpus: Any) -> list[Any]:
 def plan_text(result: GPUFitTable) -> str:
     """Return what was found about one method as text: its parts, where it fits, what to do."""
     row = result.rows[0]
+    alike = len({r.memory.peak for r in result.rows}) == 1
+    what = row.method if alike else f"{row.method} on {row.gpu.name}"
     held = [(name, size_text(n)) for name, n in row.memory.at_peak.items() if n > 2**16]
     held += [
         ("sum", size_text(row.memory.peak)),
@@ -238,7 +240,7 @@ def plan_text(result: GPUFitTable) -> str:
     if row.memory.host:
         held.append(("in the machine's memory", size_text(row.memory.host)))
     lines = [
-        text_table(held, (f"{row.method}, peak in the {row.memory.peak_phase} phase", "")),
+        text_table(held, (f"{what}, peak in the {row.memory.peak_phase} phase", "")),
         "",
     ]
     for fits, words in ((True, "fits"), (False, "does not fit")):

@@ -18,7 +18,10 @@ def model_notes(config: PretrainedConfig) -> list[str]:
     notes = stored.notes(config)
     model = build_empty(config)
     if is_multimodal(config):
-        notes.append("The plan is for rows of text alone: images and sound take more.")
+        notes.append(
+            "The plan is for rows of text alone: images and sound take more. LoRA on the language "
+            "model alone: the targets that `modules --suggest dense-linear` prints."
+        )
     if left_out := refused_names(model):
         notes.append(
             f"peft refuses {', '.join(left_out)} in models of type {config.model_type!r}: adapters "
