@@ -165,6 +165,11 @@ def build_empty(config: PretrainedConfig) -> PreTrainedModel:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return kind.from_config(config, trust_remote_code=False)
+    except ImportError as error:
+        raise ValueError(
+            f"The model of type {config.model_type!r} needs a package that is not installed here: "
+            f"{_first_line(error)}"
+        ) from error
     except Exception as error:  # a config can be inconsistent in any way
         raise ValueError(
             f"The config of type {config.model_type!r} describes no model that transformers can "
@@ -279,4 +284,4 @@ def _needs_code(source: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).strip().partition("\n")[0]

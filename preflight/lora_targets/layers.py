@@ -15,15 +15,17 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from course_utils.configs import is_multimodal
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # What peft's LoRA can take the place of; bitsandbytes' layers are nn.Linear as well.
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, *CONVOLUTIONS, nn.MultiheadAttention)
 
 # Parts of a module's path that lead out of the language model.
 TOWER_NAMES = {
-    "vision": re.compile(r"vision|visual|image|img"),
-    "audio": re.compile(r"audio|speech|depth_decoder|encodec"),
-    "projector": re.compile(r"projector|multi_modal"),
+    "vision": re.compile(r"vision|visual|image|img|video"),
+    "audio": re.compile(r"audio|speech|depth_decoder|encodec|codec_model|acoustic"),
+    "projector": re.compile(r"projector|multi_modal|connector|aligner|qformer|resampler"),
 }
 # Names of classes, the innermost module first; the first that fits says what a layer belongs to.
 BLOCKS = (
@@ -99,16 +101,28 @@ def find_layers(model: nn.Module) -> list[Layer]:
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     prefix = getattr(model, "base_model_prefix", "")
     has_base = bool(prefix) and hasattr(model, prefix)
+    decoder = _decoder(model, modules)
     layers = []
     for name, module in modules.items():
         outer = [modules[".".join(name.split(".")[:i])] for i in range(name.count(".") + 1)]
         outside = has_base and name.split(".")[0] != prefix
         if isinstance(module, ADAPTABLE):
             kind = "head" if module is output else _kind(name, module, outer, outside)
+            if not name.startswith(decoder) and kind not in (*TOWER_NAMES, "head"):
+                kind = "encoder" if "encoder" in name else "projector"
             layers.append(_layer(name, module, kind, outer[-1]))
         else:
             layers += _parameters(name, module)
     return layers
+
+
+def _decoder(model: nn.Module, modules: dict[str, nn.Module]) -> str:
+    """Return how the names of layers begin that write the text of a model which sees or hears."""
+    if not isinstance(model, PreTrainedModel) or not is_multimodal(model.config):
+        return ""
+    decoder = model.get_decoder()
+    name = next((name for name, module in modules.items() if module is decoder), "")
+    return f"{name}." if name else ""
 
 
 def _layer(name: str, module: nn.Module, kind: str, parent: nn.Module) -> Layer:

@@ -17,7 +17,7 @@ from course_utils.display import Result, html_table, text_table
 
 # The kinds that a block of the language model consists of, next to its router.
 BLOCK_KINDS = ("attention", "MLP", "shared expert", "expert", "state-space", "convolution", "other")
-TOWERS = ("vision", "audio", "projector")  # kinds outside the language model
+TOWERS = ("vision", "audio", "encoder", "projector")  # kinds outside the language model
 LINEAR = re.compile(r"Linear|Conv1D$")  # classes of matrices: nn.Linear's, bitsandbytes', Conv1D
 HEADERS = (
     "name",
