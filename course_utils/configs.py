@@ -261,6 +261,8 @@ def _needs_code(source: str) -> str:
         plain, _ = PretrainedConfig.get_config_dict(source)
     except Exception:  # it is not there, or no JSON: that is said elsewhere
         return ""
+    if not isinstance(plain, dict):
+        return ""
     kind = plain.get("model_type")
     known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if not plain.get("auto_map") or known:
