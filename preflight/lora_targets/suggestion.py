@@ -75,12 +75,8 @@ def suggest(model: Model, what: str = DENSE_LINEAR, r: int = 8) -> Suggestion:
     table = list_targets(label, model, r)
     chosen = _choose(table, what)
     modules = [target for target in chosen if not target.as_parameter]
-    target_parameters = [
-        name
-        for target in chosen
-        if target.as_parameter
-        for name in (target.layers if "*" in target.as_parameter else [target.as_parameter])
-    ]
+    parameters = [target for target in chosen if target.as_parameter]
+    target_parameters = [name for target in parameters for name in _as_parameters(target)]
     names = [layer for target in modules for layer in target.layers]
     # The last resort is to name each layer whole: peft cuts a regular expression down to the last
     # parts of names where it converts the targets of a mixture of experts.
@@ -139,6 +135,14 @@ def _choose(table: TargetTable, what: str) -> list[Target]:
             f"rank {table.rank}. See the notes in discover(...), and choose another kind."
         )
     return chosen
+
+
+def _as_parameters(target: Target) -> list[str]:
+    """Return what goes into target_parameters, which knows no "*", for a target."""
+    if "*" not in target.as_parameter:
+        return [target.as_parameter]
+    end = "" if target.type == "Parameter" else ".weight"
+    return [f"{layer}{end}" for layer in target.layers]
 
 
 def _shortest_endings(wanted: Sequence[str], everything: Sequence[str]) -> list[str]:
