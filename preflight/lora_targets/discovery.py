@@ -1,6 +1,6 @@
 """Gathers a model's layers into the table of what LoRA can target.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def _rest(model: nn.Module, weights: set[int], layers: set[str]) -> tuple[Rest, 
     """Return the parameters that are no layer's weight, by the reason why LoRA leaves them."""
     groups: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if id(parameter) in weights:
+        made, is_part, _ = name.partition(".parametrizations.weight.")
+        if id(parameter) in weights or (is_part and made in layers):
             continue
         owner, _, leaf = name.rpartition(".")
         if "bias" in leaf and owner in layers:

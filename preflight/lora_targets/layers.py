@@ -1,6 +1,6 @@
 """The layers of a model that LoRA can adapt: where each is, its kind, its shape, what it costs.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -138,6 +139,9 @@ def _layer(name: str, module: nn.Module, kind: str, parent: nn.Module) -> Layer:
         notes.append(f"{what.__name__} computes more than a product: test an adapter on it")
     shape, weight = _shape(module), getattr(module, "weight", None)
     count = math.prod(shape) // groups
+    if is_parametrized(module, "weight"):  # it is made of others at each step: weight norm
+        weight = module.parametrizations.weight
+        count = sum(parameter.numel() for parameter in weight.parameters())
     if isinstance(module, nn.MultiheadAttention):  # its out_proj is a layer of its own
         weight = module.in_proj_weight
         count = weight.numel()
