@@ -171,6 +171,24 @@ def test_hybrids_are_planned_with_what_peft_accepts(kind: str) -> None:
     assert any("mamba-ssm" in note for note in notes)
 
 
+def test_layers_that_are_read_past_their_adapters() -> None:
+    """Mamba multiplies by dt_proj's weight itself; with mamba-ssm the kernels take more of them.
+
+    peft refuses out_proj in some types and not in others that do the same, such as Bamba.
+    """
+    mamba = CONFIG_MAPPING["mamba"](hidden_size=64, num_hidden_layers=2, vocab_size=128)
+    noted = {t.name for t in lora_targets.discover(mamba) if "past an adapter" in t.note}
+    assert noted == {"conv1d", "x_proj", "dt_proj", "out_proj"}
+    idle = predict(mamba, "lora", length=8).settings["idle"]
+    assert idle == ["backbone.layers.*.mixer.dt_proj"]
+    bamba = CONFIG_MAPPING["bamba"](
+        hidden_size=64, num_hidden_layers=4, vocab_size=128, **HYBRIDS["bamba"]
+    )
+    assert "past an adapter" in lora_targets.discover(bamba)["out_proj"].note
+    notes = [t.note for t in lora_targets.discover(qwen3())]
+    assert not any("past an adapter" in note for note in notes)
+
+
 def test_an_adapter_that_the_user_gives_is_taken_as_it_is() -> None:
     """Training raises on it, so the plan does."""
     config = CONFIG_MAPPING["mamba"](hidden_size=64, num_hidden_layers=2, vocab_size=128)

@@ -142,7 +142,7 @@ def _target(
     elif first.kind in ("state-space", "convolution"):  # the kinds of which peft refuses some
         refused = make_adapters(model, [first.name], r=r).error
         if refused.startswith("peft refuses"):
-            notes.append("peft refuses it: Mamba's kernel reads the weight past the adapter")
+            notes.append("peft refuses it")
     if shared:
         notes.append(f"its weight is that of {shared}")
     sizes = [layer.adapter(r) for layer in group]

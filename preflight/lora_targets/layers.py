@@ -5,10 +5,12 @@ Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -134,6 +136,9 @@ def _layer(name: str, module: nn.Module, kind: str, parent: nn.Module) -> Layer:
         notes.append(f"{groups} groups: the rank must be a multiple, and no merging")
     if isinstance(parent, nn.MultiheadAttention):
         notes.append("MultiheadAttention reads its weight past the adapter: no effect")
+    past = kind in ("state-space", "convolution")
+    if past and _reads_past(type(parent), name.rpartition(".")[2]):
+        notes.append("its block can read the weight past an adapter: test that one learns")
     plain = what.__module__.startswith("bitsandbytes") or what.__name__ in LINEAR_FORWARDS
     if isinstance(module, nn.Linear) and what.forward is not nn.Linear.forward and not plain:
         notes.append(f"{what.__name__} computes more than a product: test an adapter on it")
@@ -147,6 +152,19 @@ def _layer(name: str, module: nn.Module, kind: str, parent: nn.Module) -> Layer:
         count = weight.numel()
     note = "; ".join(notes)
     return Layer(name, kind, what.__name__, shape, count, id(weight), groups=groups, note=note)
+
+
+@lru_cache
+def _reads_past(block: type[nn.Module], leaf: str) -> bool:
+    """Return whether a block takes the weight of one of its layers instead of calling the layer.
+
+    Mamba's do so for their kernels; to ask a weight for its dtype is no harm.
+    """
+    try:
+        source = inspect.getsource(block.forward)
+    except (OSError, TypeError):  # it has none of its own, or not in Python
+        return False
+    return re.search(rf"self\.{leaf}\.weight\b(?!\.(?:dtype|device|shape))", source) is not None
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:
