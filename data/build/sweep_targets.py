@@ -139,7 +139,7 @@ def wrap(model: PreTrainedModel, target_modules: Any) -> dict[str, tuple[int, in
     config = LoraConfig(r=RANK, target_modules=target_modules)
     try:
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
-    except ValueError:
+    except (ValueError, NotImplementedError):
         return {}
     adapters = {}
     for name, layer in adapted.base_model.model.named_modules():
@@ -174,7 +174,10 @@ def record(kind: str) -> dict[str, Any]:
         )
     agrees["parameters"] = table.parameters == sum(p.numel() for p in model.parameters())
     experts = "+expert" if "expert" in table.kinds else ""
-    suggestion = lora_targets.suggest(model, f"dense-linear{experts}", RANK)
+    try:
+        suggestion = lora_targets.suggest(model, f"dense-linear{experts}", RANK)
+    except ValueError:  # peft raises on every list
+        suggestion = {}
 
     blocks = [target for target in table if target.in_blocks]
     hit = {

@@ -62,7 +62,7 @@ def make_adapters(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are meant for a model that is trained
             adapted = get_peft_model(twin, config, low_cpu_mem_usage=True)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         return Adapters(error=_explain(error, config, model, twin))
     return Adapters(
         frozenset(adapted.targeted_module_names),
@@ -81,7 +81,7 @@ def _copy_modules(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def _explain(error: ValueError, config: LoraConfig, model: nn.Module, twin: nn.Module) -> str:
+def _explain(error: Exception, config: LoraConfig, model: nn.Module, twin: nn.Module) -> str:
     """Return why peft raised; its own errors print a module, and do not say where it is."""
     message = str(error)
     if isinstance(error, NoMatchingPeftModuleError):

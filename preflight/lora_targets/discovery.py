@@ -80,7 +80,8 @@ def list_targets(label: str, model: nn.Module, r: int) -> TargetTable:
             f"{label} has no layer that LoRA can adapt. It takes torch's Linear, Embedding and "
             "convolutions, and transformers' Conv1D. Check that this is the model you meant."
         )
-    known = {layer.weight: layer.parameters for layer in layers}
+    # Of layers that share a weight the first has its size: a head can be said to be smaller.
+    known = {layer.weight: layer.parameters for layer in reversed(layers)}
     rest = _rest(model, set(known), {layer.name for layer in layers})
     targets = []
     owner: dict[int, str] = {}

@@ -173,7 +173,7 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
     if isinstance(module, CONVOLUTIONS):
         return module.in_channels, module.out_channels, *module.kernel_size
     if isinstance(module, nn.Linear):  # a 4-bit weight is packed: its own shape is another
-        return module.in_features, module.out_features
+        return int(module.in_features), int(module.out_features)  # a tensor in some models
     return tuple(module.weight.shape)  # Conv1D and an embedding hold it as d_in x d_out
 
 

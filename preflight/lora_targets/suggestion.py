@@ -91,6 +91,11 @@ def suggest(model: Model, what: str = DENSE_LINEAR, r: int = 8) -> Suggestion:
         if {layer for t in table for layer in t.layers if layer in adapters} == wanted:
             break
     else:
+        if adapters.error:
+            raise ValueError(
+                f"peft raises on every list of these layers of {label}: {adapters.error}. Give "
+                "another model, or other kinds of layers."
+            )
         raise RuntimeError(
             f"{what!r} of {label} cannot be told from other layers by any target_modules of peft. "
             "Choose another kind: see discover(...)."
