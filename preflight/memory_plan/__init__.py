@@ -37,6 +37,7 @@ Used by lessons: 02, 04, 07, 08, 10.
 """
 
 from preflight.memory_plan.advice import Change, Overhead, largest
+from preflight.memory_plan.default_adapter import default_adapter
 from preflight.memory_plan.gpu_fit import GPUFit, GPUFitTable, fit_gpus, plan_text
 from preflight.memory_plan.gpus import GPU, GPUS, find_gpu, gpu_table
 from preflight.memory_plan.options import METHODS, OPTIMIZERS
@@ -54,6 +55,7 @@ __all__ = [
     "GPUFitTable",
     "Overhead",
     "Units",
+    "default_adapter",
     "find_gpu",
     "fit_gpus",
     "flops_per_token",

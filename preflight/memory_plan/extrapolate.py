@@ -62,6 +62,7 @@ def extrapolate(config: PretrainedConfig, options: StepOptions) -> Pass:
         ended=parts[-2][1][-1],
         freed=parts[-1][1][-1],
         trained=trained,
+        idle=small.idle,
     )
 
 

@@ -229,10 +229,39 @@ def _int8_product(
     return product(CA, CB, SCA, SCB, bias=bias, dtype=A.dtype), A.new_empty(0)
 
 
+def _fp8_linear(
+    original: Any,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale_inv: torch.Tensor,
+    block_size: list[int] | None = None,
+    bias: torch.Tensor | None = None,
+    activation_scale: torch.Tensor | None = None,
+    allow_deepgemm: bool = True,
+) -> torch.Tensor:
+    """The product with weights in FP8, which is a GPU's: its kernel allocates the result alone."""
+    return input.new_empty(*input.shape[:-1], len(weight))
+
+
+def _fp8_grouped_matmul(
+    original: Any,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale_inv: torch.Tensor,
+    offsets: torch.Tensor,
+    tokens_per_expert: torch.Tensor,
+    block_size: list[int] | None,
+) -> torch.Tensor:
+    """The same for the experts of a mixture."""
+    return input.new_empty(len(input), weight.shape[1])
+
+
 ALWAYS = (
     Name("transformers.masking_utils.find_packed_sequence_indices", _no_packing),
     Name("torch.nn.functional.grouped_mm", _grouped_mm),
     Name("torch.rand", _rand),
+    Name("transformers.integrations.finegrained_fp8.fp8_linear", _fp8_linear),
+    Name("transformers.integrations.finegrained_fp8.fp8_grouped_matmul", _fp8_grouped_matmul),
 )
 ON_GPU = (
     Name("torch.nn.functional.dropout", _dropout),
