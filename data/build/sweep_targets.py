@@ -71,14 +71,30 @@ INDEXER = {
 }
 # What a default configuration lacks for its model to be built.
 EXTRA: dict[str, dict[str, Any]] = {
+    "aya_vision": {
+        "vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 16}
+    },
+    "chameleon": {"vocabulary_map": {"<image>": 100}},
+    "cohere_compass": {
+        "text_config": {
+            "rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE},
+        }
+    },
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 11}},
+    "diffusion_gemma": {
+        "text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 704}
+    },
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1},
+    "emu3": {"vocabulary_map": {"<image>": 100}},
     "gemma4_assistant": {
         "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     },
+    "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "4/8"},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
+    "hunyuan_vl": {"text_config": {"head_dim": 128}},
     "lfm2_moe": {"num_hidden_layers": LAYERS, "layer_types": ["conv", "full_attention"] * 4},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
