@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -265,3 +266,22 @@ def test_settings_that_only_some_rows_have_are_null_in_the_others(tmp_path: Path
     tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
     finding = next(f for f in check(path, tokenizer).findings if f.code == "template_fails")
     assert finding.rows == (1,) and "chat_template_kwargs is None" in finding.example
+
+
+@pytest.mark.usefixtures("short_parts")
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_packed_files_and_a_mark_at_the_start(start: bytes, packed: bool, tmp_path: Path) -> None:
+    """Blank lines are no rows, but where a field has several types loading stops at them."""
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    lines = [json.dumps(row("abc", nested=False)) + "\n" for _ in range(70)]
+    lines[60] = json.dumps(row(5, nested=False)) + "\n"
+    for blank in ("", "\n"):
+        text = start + "".join(line + blank for line in lines).encode()
+        path.write_bytes(gzip.compress(text) if packed else text)
+        if blank:
+            with pytest.raises(DatasetGenerationError):
+                load([path], chunksize=SHORT)
+        else:
+            assert load([path], chunksize=SHORT)[60]["v"] == "5"
+        assert found(path)["load_stops" if blank else "load_changes"][0] == (60,)

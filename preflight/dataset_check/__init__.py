@@ -186,7 +186,8 @@ class _Checker:
         texts = [] if checked.form.chat else checked.form.source.values()
         as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
         for code, of_part, said in split.loaded.of_parts():
-            found.add_rows(code, of_part[: self.max_rows], len(of_part), said)
+            for number in of_part:
+                found.add(code, number, said)
         as_json += split.loaded.as_json.values()
         if as_json:
             found.add("json_column", example=as_json)

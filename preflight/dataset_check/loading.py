@@ -88,7 +88,9 @@ class Loaded:
                 examples = [*islice(lines, EXAMPLES)]
                 count = len(examples) + sum(1 for _ in lines)
                 self._first = INFINITE if start.is_list and more else count
-                self._later = Later(features, ways, b"".join(examples), one_part=one_part)
+                # At a blank line load_dataset stops if it has to write a field as JSON.
+                text = b"\n" * start.blank + b"".join(examples)
+                self._later = Later(features, ways, text, one_part=one_part)
 
     def _note(self, columns: Iterable[pa.Field]) -> None:
         for column in columns:

@@ -44,7 +44,8 @@ class Start:
     """The first part of a file, as lines.
 
     Of a file that is one list, all is the first part to load_dataset; of a long one only the first
-    rows are here, unless it is to be read whole. `whole` says whether nothing follows these lines.
+    rows are here, unless it is to be read whole. `whole` says whether nothing follows these lines,
+    `blank` whether a blank one was met among them.
     """
 
     def __init__(self, path: Path, *, whole: bool = False) -> None:
@@ -55,6 +56,7 @@ class Start:
             else:
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start = 3 if data[:3] == codecs.BOM_UTF8 else 0
+        self.blank = False
         self.is_list = data[start : start + 1] == b"["
         end = len(data) if whole else start + PART
         if not self.is_list:
@@ -80,6 +82,8 @@ class Start:
             line = self._data[place:end]
             if line.strip():
                 yield line
+            else:
+                self.blank = True
             place = end
 
     def mixed_objects(self, table: pa.Table) -> Ways:
