@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sweep_targets
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -131,6 +132,16 @@ def test_layers_outside_the_decoder_are_not_the_language_models(kind: str) -> No
     layers = [name for t in lora_targets.discover(model) if t.in_blocks for name in t.layers]
     assert layers
     assert all(name.startswith(f"{decoder}.") for name in layers)
+
+
+def test_dense_layers_that_share_their_names_with_a_tower() -> None:
+    """GLM-4.5V's first MLP: peft takes its names for the experts, and the tower has them, too."""
+    model = sweep_targets.build("glm4v_moe")
+    suggestion = lora_targets.suggest(model, "dense-linear+expert")
+    first = [n for n in suggestion.target_parameters if ".layers.0.mlp.gate_proj.weight" in n]
+    assert first == ["model.language_model.layers.0.mlp.gate_proj.weight"]
+    adapted = get_peft_model(model, LoraConfig(r=8, **suggestion), low_cpu_mem_usage=True)
+    assert adapted.get_nb_trainable_parameters()[0] == suggestion.adapter
 
 
 def test_a_plan_for_rows_of_text() -> None:
