@@ -16,7 +16,7 @@ from ftfy.badness import is_bad
 from preflight.dataset_check.forms import Row
 from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.private import private_parts
-from preflight.dataset_check.report import Collector
+from preflight.dataset_check.report import Collector, Tally
 from preflight.dataset_check.rows import Fault
 from preflight.dataset_check.tool_calls import tool_faults
 
@@ -151,10 +151,8 @@ class CutOffs:
     """Answers of a split that end in the middle of a sentence, unless that is usual there."""
 
     def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
-        self._whole = self._count = 0
-        self._rows: list[int] = []
-        self._example = ""
+        self._whole = 0
+        self._cut = Tally(max_rows)
 
     def look(self, number: int, texts: list[tuple[str, str]]) -> Iterator[Fault]:
         """Yield a fault if the answer of this row shows by itself that it was cut off."""
@@ -162,20 +160,20 @@ class CutOffs:
             return
         answer = texts[-1][1]
         cut = cut_off(answer)
-        if cut and certainly_cut(answer):
-            yield "answer_cut_off", f"...{answer.rstrip()[-60:]}"
-        elif cut:
-            self._count += 1
-            self._example = self._example or f"...{answer.rstrip()[-60:]}"
-            if len(self._rows) < self._max_rows:
-                self._rows.append(number)
+        if cut:
+            end = f"...{answer.rstrip()[-60:]}"
+            if certainly_cut(answer):
+                yield "answer_cut_off", end
+            else:
+                self._cut.add(number, end)
         elif cut is False:
             self._whole += 1
 
     def note(self, found: Collector) -> None:
         """Note the other answers that were cut off, if most end as sentences do."""
-        if self._count and self._count * USUAL <= self._count + self._whole:
-            found.add_rows("answer_cut_off", self._rows, self._count, self._example)
+        count = self._cut.count
+        if count and count * USUAL <= count + self._whole:
+            found.add_tally("answer_cut_off", self._cut)
 
 
 class Contents:

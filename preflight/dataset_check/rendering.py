@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -31,8 +32,24 @@ WANTED = re.compile("image|img|video|vision|audio|think|tool", re.I)
 DATE_FORMAT = re.compile(r"""strftime_now\(\s*["']([^"']+)["']""")
 
 
+def tools_of(row: Row) -> Any:
+    """Return a row's tools, read where they are JSON text; a text that is none stays as it is."""
+    tools = row.get(SETTINGS[0])
+    return _read(tools) if isinstance(tools, str) else tools
+
+
+@lru_cache(maxsize=100)  # many rows have the same
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def settings(row: Row) -> dict[str, Any]:
     """Return what SFTTrainer gives the template of this row, next to its messages.
+
+    The row's tools are those of `tools_of`; what is still text then, SFTTrainer stops at.
 
     Raises:
         TypeError, ValueError: if SFTTrainer would stop at them.

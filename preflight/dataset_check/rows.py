@@ -98,7 +98,7 @@ class Repeats:
         start = texts[0] if texts else columns
         # Case and spaces do not make a row another one.
         plain = [_plain(text) for text in texts]
-        given = [_plain(text) for text in _texts(tools)] if tools else []
+        given = [_plain(str(tools))] if tools else []
         before = _swap(self._rows, plain + given, split)
         if before is not None:
             yield ("duplicate" if before == split else "split_overlap"), start

@@ -47,12 +47,7 @@ def tool_faults(columns: Row, tools: Any) -> Iterator[Fault]:
 
 
 def _definitions(tools: Any) -> dict[str, Row]:
-    """Return the functions that are defined, by name; {} where nothing is, or not as JSON."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError):
-            return {}
+    """Return the functions that are defined, by name; {} where nothing is."""
     named: dict[str, Row] = {}
     for tool in tools if isinstance(tools, list) else ():
         function = called(tool) if isinstance(tool, dict) else {}
