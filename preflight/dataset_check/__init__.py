@@ -20,6 +20,7 @@ from preflight.dataset_check.rendering import Renderer, tools_of
 from preflight.dataset_check.report import Collector, Finding, Report
 from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
 from preflight.dataset_check.rules import RULES
+from preflight.dataset_check.sampling import Sample
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
 
 __all__ = ["Finding", "Report", "check"]
@@ -36,6 +37,7 @@ def check(
     num_labels: int | None = None,
     max_rows: int = 5,
     assistant_only_loss: bool = False,
+    every_row: bool = False,
 ) -> Report:
     """Examine a dataset for SFT before training: what is wrong, in which rows, how to fix it.
 
@@ -44,7 +46,8 @@ def check(
     split for each name) or a hub id. Lengths are in tokens and need the tokenizer; `max_length` is
     the one you will give to SFTConfig (1024 is its default; None cuts nothing). `num_labels` is the
     number of classes if the rows have labels; `max_rows` is how many row numbers a finding keeps;
-    `assistant_only_loss` is the one of your SFTConfig.
+    `assistant_only_loss` is the one of your SFTConfig. Of a large split, a part is rendered and
+    tokenised, and the report says which share; with `every_row` all of it is.
 
     Returns a Report. It foresees what SFTTrainer 1.16 does by default: cut at the end, and train on
     the completion only where there is one. Raises FileNotFoundError, ValueError or RuntimeError for
@@ -69,7 +72,7 @@ def check(
         )
 
     renderer = Renderer(processor, tokenizer, assistant_only_loss)
-    checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer)
+    checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer, every_row)
     checked = [_Checked(checker, split, place) for place, split in enumerate(splits)]
     for one in checked:
         one.read()
@@ -127,6 +130,7 @@ class _Checker:
     num_labels: int | None
     max_rows: int
     renderer: Renderer
+    every_row: bool
     repeats: Repeats = field(default_factory=Repeats)
     near: NearDuplicates = field(init=False)
 
@@ -135,7 +139,7 @@ class _Checker:
 
     def tokens(self, form: Format) -> TokenFaults:
         """Return what looks for the faults of tokens in rows of a form."""
-        return TokenFaults(self.tokenizer, self.max_length, form, self.renderer)
+        return TokenFaults(self.tokenizer, self.max_length, form, self.renderer, self.every_row)
 
 
 class _Checked:
@@ -163,9 +167,11 @@ class _Checked:
         self._classes = {n: f.num_classes for n, f in features if hasattr(f, "num_classes")}
 
         usable = self._usable(enumerate(chain(sample, rows)))
-        for number, faults in self._checker.tokens(self.form).of(usable):
+        tokens = self._checker.tokens(self.form)
+        for number, faults in tokens.of(usable):
             found.add_all(number, faults)
         self._others.flush()
+        self._note_passed_over([tokens.sample, *self._others.samples])
         self._contents.note(found)
         self.form = self._forms.most()
         for fewer in self._forms.fewer():
@@ -203,6 +209,12 @@ class _Checked:
                     self._others.add(form, number, values)
             if faults:
                 self.found.add_all(number, faults)
+
+    def _note_passed_over(self, samples: list[Sample]) -> None:
+        passed = sum(sample.passed_over for sample in samples)
+        if passed:
+            total = sum(sample.total for sample in samples)
+            self.found.add("sampled", example=f"{total - passed:,} of {total:,} rows looked at")
 
     def _note_whole(self) -> None:
         """Note what is wrong with the split or with its files as a whole."""
@@ -262,6 +274,11 @@ class _Others:
         waiting.append((number, values))
         if len(waiting) >= SAMPLE:
             self.flush()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """What was looked at, of each form."""
+        return [tokens.sample for tokens in self._tokens.values()]
 
     def flush(self) -> None:
         """Look at all that was kept."""

@@ -28,6 +28,8 @@ QUIET = {"verbose": False, "return_attention_mask": False}
 OTHER_KEYS = ("content", "value", "input_text", "output_text")  # of a part's text
 MARKUP = re.compile(r"<[|｜].*[|｜]>", re.S)  # a turn's token, where it is not marked as special
 # Tokens that data may well hold: where a picture stands, reasoning, calls.
+# What templates look for in texts.
+MARKUP_OF_TEXT = re.compile(r"</?[^\s<>\"'{}]+>|\[/?[A-Z_]{2,}\]|/no_?think\b")
 WANTED = re.compile("image|img|video|vision|audio|think|tool", re.I)
 DATE_FORMAT = re.compile(r"""strftime_now\(\s*["']([^"']+)["']""")
 
@@ -79,6 +81,7 @@ class Renderer:
         # Without one SFTTrainer stops; the rows are then looked at as it would else train on them.
         self.answers_only = assistant_only_loss and bool(self.training_template)
         self._control = self._control_tokens() if tokenizer is not None else ()
+        self.marks = (*dict.fromkeys(MARKUP_OF_TEXT.findall(template + self.training_template)),)
         self.date_formats = DATE_FORMAT.findall(template)
 
     def _training_template(self) -> str:
