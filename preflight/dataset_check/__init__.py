@@ -18,7 +18,7 @@ from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.reading import Split, open_splits
 from preflight.dataset_check.rendering import Renderer, tools_of
 from preflight.dataset_check.report import Collector, Finding, Report
-from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
+from preflight.dataset_check.rows import Repeats, label_faults, row_faults, texts_in, trainable
 from preflight.dataset_check.rules import RULES
 from preflight.dataset_check.sampling import Sample
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
@@ -191,10 +191,11 @@ class _Checked:
                 faults += label_faults(row, self._classes, self._checker.num_labels)
                 faults += self._labels.faults(row)
             for values in form.examples(row):
-                own = row_faults(values, form)
+                texts = texts_in(values)
+                own = row_faults(values, form, texts)
                 usable = trainable(values, own)
                 if usable:
-                    before = [*self._checker.repeats.faults(values, self.place, tools)]
+                    before = [*self._checker.repeats.faults(values, texts, self.place, tools)]
                     own += before
                     if form.target not in ("tokens", "unknown"):
                         own += self._contents.faults(number, values, tools, bool(before))

@@ -54,17 +54,20 @@ def texts_of(columns: Row) -> list[tuple[str, str]]:
         if isinstance(value, str):
             texts.append((roles.get(name, "text"), value))
         for message in value if isinstance(value, list) else ():
-            if isinstance(message, dict):
-                texts += _message_texts(message)
+            if isinstance(message, dict) and isinstance(role := message.get("role"), str):
+                content = message.get("content")
+                if isinstance(content, str):
+                    texts.append((role, content))
+                elif isinstance(content, list):
+                    texts += [(role, text) for text in _part_texts(content)]
     return texts
 
 
-def _message_texts(message: Row) -> Iterator[tuple[str, str]]:
-    role, content = message.get("role"), message.get("content")
-    for part in content if isinstance(content, list) else [content]:
+def _part_texts(parts: list[Any]) -> Iterator[str]:
+    for part in parts:
         text = part.get("text") if isinstance(part, dict) else part
-        if isinstance(role, str) and isinstance(text, str):
-            yield role, text
+        if isinstance(text, str):
+            yield text
 
 
 def content_faults(texts: list[tuple[str, str]]) -> list[Fault]:

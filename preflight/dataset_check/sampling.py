@@ -27,8 +27,8 @@ LEAST = 0.3  # of the tokens a byte; more, if a row of so many bytes showed it
 MANY = 200
 SPARE = 16  # tokens that a tokenizer may add
 # What is next to the boundary of a prompt and its completion, and may become a token with it.
-TAIL = re.compile(r".?(?:\w+|[^\w\s]+|\s+)\Z", re.S)
-HEAD = re.compile(r"\s*(?:\w+|[^\w\s]+)?")
+TAIL = re.compile(r"(?:\w+|[^\w\s]+|\s+)\Z")
+HEAD = re.compile(r"\s+.?|\w+|[^\w\s]+")
 NEAR = 24  # characters
 KEPT = 50_000  # boundaries
 

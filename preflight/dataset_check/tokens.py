@@ -74,6 +74,11 @@ class TokenFaults:
         self.max_length = max_length or float("inf")
         self.form = form
         self.renderer = renderer
+        # A tokenizer is slow to say these.
+        self._bos, self._eos = (
+            getattr(tokenizer, f"{n}_token", None) or "" for n in ("bos", "eos")
+        )
+        self._bos_id = getattr(tokenizer, "bos_token_id", None)
         self.words = WordFaults(renderer)
         self.sample = Sample(self.max_length, every_row)
         self._ends = Ends(self._tokenise)
@@ -121,11 +126,10 @@ class TokenFaults:
 
     def _tokens_of(self, texts: list[str], doubts: Sequence[bool]) -> list[list[int]]:
         """Return the tokens of the texts that are looked at, as those in doubt are; else none."""
-        bos = self.tokenizer.bos_token
         sizes = [*map(size_of, texts)]
         looked_at = []
         for text, size, doubt in zip(texts, sizes, doubts, strict=True):
-            second = bool(bos) and text.lstrip().startswith(bos)
+            second = bool(self._bos) and text.lstrip().startswith(self._bos)
             looked_at.append(self.sample.looks(size, doubt=doubt or second))
         chosen = zip(texts, looked_at, strict=True)
         found = iter(self._tokenise([text for text, look in chosen if look]))
@@ -135,8 +139,7 @@ class TokenFaults:
         return tokens
 
     def _ended(self, text: str) -> str:
-        eos = self.tokenizer.eos_token or ""
-        return text if text.endswith(eos) else text + eos
+        return text if text.endswith(self._eos) else text + self._eos
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -146,16 +149,16 @@ class TokenFaults:
 
     def _doubled(self, text: str, ids: list[int]) -> Iterator[Fault]:
         """Yield faults of text that a chat template has been over: tokens come once more."""
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token
-        if bos is not None and ids[:2] == [bos, bos]:
+        if self._bos_id is not None and ids[:2] == [self._bos_id] * 2:
             yield "second_bos", self.tokenizer.decode(ids[:10])
+        eos = self._eos
         if eos and text.rstrip().endswith(eos) and not text.endswith(eos):
             yield "second_end", text[-40:] + eos
 
     def _written_out(self, row: Row) -> Iterator[Fault]:
         """Yield a fault if the completion holds a control token, though its prompt has none."""
         # At its very end, it ends the answer.
-        inside = row["completion"].rstrip().removesuffix(self.tokenizer.eos_token or "")
+        inside = row["completion"].rstrip().removesuffix(self._eos)
         token = self.renderer.control_token(inside)
         if token and not self.renderer.control_token(row["prompt"]):
             yield "special_token_in_text", {"token": token}
