@@ -9,6 +9,7 @@ Used by lessons: 01, 04, 05a, 06.
 from __future__ import annotations
 
 import re
+import string
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from zlib import crc32
@@ -21,31 +22,25 @@ ALIKE = 10  # and the first so many of a shape
 # Faults that come of the template: all rows of a shape have them, or none.
 OF_TEMPLATE = frozenset({"date_in_rows", "no_end"})
 OF_LENGTH = frozenset({"too_long", "completion_cut_away", "completion_cut_partly"})
-# A row is short if it would be so with half as many tokens a byte again as any that was looked at.
+# How many tokens a text becomes, at most: one for each byte. Or half as many again as the letters
+# and spaces of any row that was looked at did, and two for each other character.
 MARGIN = 1.5
-LEAST = 0.3  # of the tokens a byte; more, if a row of so many bytes showed it
+LEAST = 0.3  # tokens for a letter; more, if a text of so many bytes showed it
 MANY = 200
 SPARE = 16  # tokens that a tokenizer may add
+PLAIN = (string.ascii_letters + string.whitespace).encode()
 # What is next to the boundary of a prompt and its completion, and may become a token with it.
-TAIL = re.compile(r"(?:\w+|[^\w\s]+|\s+)\Z")
+TAIL = re.compile(r"(?:\s?(?:\w+|[^\w\s]+)|\s+)\Z")
 HEAD = re.compile(r"\s+.?|\w+|[^\w\s]+")
 NEAR = 24  # characters
 KEPT = 50_000  # boundaries
 
-Size = tuple[int, int]  # characters and bytes
 SCALARS = (str, int, float)  # and bool, of a message's values
 
 
-def size_of(text: str) -> Size:
-    """Return how long a text is."""
-    length = len(text)
-    return length, length if text.isascii() else len(text.encode("utf-8", "replace"))
-
-
-def _foreign(size: Size) -> int:
-    """Return how many bytes are not ASCII, at most: there may be a token for each."""
-    chars, length = size
-    return min(length, 2 * (length - chars))
+def encoded(text: str) -> bytes:
+    """Return the bytes of a text."""
+    return text.encode("utf-8", "replace")
 
 
 class Shape:
@@ -117,13 +112,14 @@ class Sample:
         """Return the shape of a row."""
         return self._shapes[key]
 
-    def counted(self, size: Size, tokens: int) -> None:
+    def counted(self, text: str, tokens: int) -> None:
         """Note how many tokens a text became."""
-        _, length = size
-        if length >= MANY and _foreign(size) <= length / 10:
-            self._densest = max(self._densest, tokens / length)
+        whole = encoded(text)
+        if len(whole) >= MANY:
+            odd = len(whole.translate(None, PLAIN))
+            self._densest = max(self._densest, (tokens - odd) / max(len(whole) - odd, MANY))
 
-    def looks(self, size: Size, shape: Shape | None = None, doubt: bool = False) -> bool:
+    def looks(self, text: str, shape: Shape | None = None, doubt: bool = False) -> bool:
         """Return whether a row is to be rendered and tokenised, as it is in any case of doubt.
 
         Texts have no shape.
@@ -131,16 +127,22 @@ class Sample:
         self.total += 1
         look = doubt or self._every_row or self.total <= FIRST
         look = look or bool(shape and not shape.settled) or not crc32(b"%d" % self.total) % ONE_IN
-        look = look or self._tokens(size, shape.overhead if shape else 0) > self._max_length
-        # No text has more tokens than bytes.
-        sure = not shape and size[1] + SPARE <= self._max_length
-        self.passed_over += not (look or sure)
-        return look
+        if look:
+            return True
+        more = SPARE + (shape.overhead if shape else 0)
+        short = len(text) + more <= self._max_length and (
+            text.isascii() or len(encoded(text)) + more <= self._max_length
+        )
+        if not short and self._tokens(text) + more > self._max_length:
+            return True
+        self.passed_over += bool(shape) or not short  # else nothing of it is unknown
+        return False
 
-    def _tokens(self, size: Size, more: int) -> float:
-        """Return more tokens than a text of this size, and so many bytes, should become."""
-        rate = min(1.0, MARGIN * self._densest)
-        return rate * (size[1] + more) + (1 - rate) * _foreign(size) + SPARE
+    def _tokens(self, text: str) -> float:
+        """Return more tokens than a text should become."""
+        whole = encoded(text)
+        odd = len(whole.translate(None, PLAIN))
+        return min(len(whole), MARGIN * self._densest * (len(whole) - odd) + 2 * odd)
 
 
 class Ends:

@@ -19,7 +19,7 @@ from typing import Any
 from preflight.dataset_check.forms import MISSING, Format, Row
 from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, settings
 from preflight.dataset_check.rows import Fault
-from preflight.dataset_check.sampling import Ends, Sample, Shape, Size, shape_of, size_of
+from preflight.dataset_check.sampling import Ends, Sample, Shape, encoded, shape_of
 from preflight.dataset_check.words import WordFaults, dates_in
 
 BATCH = 500  # rows tokenised at once
@@ -49,7 +49,7 @@ class _Chat:
     prompt: Messages | None  # those before the completion, if it has one
     options: dict[str, Any] = field(default_factory=dict)
     shape: Shape | None = None
-    size: Size = (0, 0)  # of the messages
+    length: int = 0  # of the messages, in bytes
     looked_at: bool = True
     text: str = ""
     ids: list[int] | None = None
@@ -126,16 +126,16 @@ class TokenFaults:
 
     def _tokens_of(self, texts: list[str], doubts: Sequence[bool]) -> list[list[int]]:
         """Return the tokens of the texts that are looked at, as those in doubt are; else none."""
-        sizes = [*map(size_of, texts)]
         looked_at = []
-        for text, size, doubt in zip(texts, sizes, doubts, strict=True):
+        for text, doubt in zip(texts, doubts, strict=True):
             second = bool(self._bos) and text.lstrip().startswith(self._bos)
-            looked_at.append(self.sample.looks(size, doubt=doubt or second))
+            looked_at.append(self.sample.looks(text, doubt=doubt or second))
         chosen = zip(texts, looked_at, strict=True)
         found = iter(self._tokenise([text for text, look in chosen if look]))
         tokens = [next(found) if look else [] for look in looked_at]
-        for size, ids in zip(sizes, tokens, strict=True):
-            self.sample.counted(size, len(ids))
+        for text, ids in zip(texts, tokens, strict=True):
+            if ids:
+                self.sample.counted(text, len(ids))
         return tokens
 
     def _ended(self, text: str) -> str:
@@ -199,8 +199,8 @@ class TokenFaults:
             begin = str(parts[-1][0].get("content"))[:1] if chat.prompt else ""
             begin = "" if begin.isalnum() else begin  # else it may join the token before it
             key = shape, chat.options["tools"] is None, len(chat.prompt or ()), begin
-            chat.shape, chat.size = self.sample.shape(key), size_of(texts)
-        chat.looked_at = self.sample.looks(chat.size, chat.shape, doubt)
+            chat.shape, chat.length = self.sample.shape(key), len(encoded(texts))
+        chat.looked_at = self.sample.looks(texts, chat.shape, doubt)
         return chat
 
     def _render(self, chats: list[_Chat]) -> None:
@@ -223,10 +223,11 @@ class TokenFaults:
         if not chat.looked_at and chat.shape:
             return [(code, None) for code in chat.shape.codes]
         faults = [*self._rendered_faults(chat)]
-        size = size_of(chat.text)
-        self.sample.counted(size, len(chat.ids or ()))
+        if chat.ids:
+            self.sample.counted(chat.text, len(chat.ids))
         if chat.shape:
-            chat.shape.note((code for code, _ in faults), size[1] - chat.size[1])
+            more = len(encoded(chat.text)) - chat.length
+            chat.shape.note((code for code, _ in faults), more)
         return faults
 
     def _rendered_faults(self, chat: _Chat) -> Iterator[Fault]:
