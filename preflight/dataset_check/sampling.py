@@ -19,6 +19,7 @@ from preflight.dataset_check.rendering import Messages
 FIRST = 2_000  # rows of a form that are all looked at, and of those after them
 ONE_IN = 100  # one in so many, spread as by chance,
 ALIKE = 10  # and the first so many of a shape
+SHAPES = 5_000  # that are remembered
 # Faults that come of the template: all rows of a shape have them, or none.
 OF_TEMPLATE = frozenset({"date_in_rows", "no_end"})
 OF_LENGTH = frozenset({"too_long", "completion_cut_away", "completion_cut_partly"})
@@ -109,7 +110,9 @@ class Sample:
         self._shapes: dict[Hashable, Shape] = defaultdict(Shape)
 
     def shape(self, key: Hashable) -> Shape:
-        """Return the shape of a row."""
+        """Return the shape of a row; one of too many is new each time, so that memory is flat."""
+        if len(self._shapes) >= SHAPES and key not in self._shapes:
+            return Shape()
         return self._shapes[key]
 
     def counted(self, text: str, tokens: int) -> None:
