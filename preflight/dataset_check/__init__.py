@@ -73,9 +73,10 @@ def check(
 
     renderer = Renderer(processor, tokenizer, assistant_only_loss)
     checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer, every_row)
-    checked = [_Checked(checker, split, place) for place, split in enumerate(splits)]
-    for one in checked:
-        one.read()
+    checked: list[_Checked] = []
+    for place, split in enumerate(splits):
+        checked.append(_Checked(checker, split, place))
+        checked[-1].read()
     first = checked[0]
     findings: list[Finding] = []
     for one in checked:
@@ -146,41 +147,40 @@ class _Checked:
     """A split, and what is found in it while its rows are read, once and in their order."""
 
     def __init__(self, checker: _Checker, split: Split, place: int) -> None:
-        self.split, self.place = split, place
+        self.split = split
         self.found = Collector(split.name, checker.max_rows)
-        self._checker = checker
-
-    def read(self) -> None:
-        """Look at each row, and then at what they show together."""
-        split, found = self.split, self.found
+        self._checker, self._place = checker, place
         rows = iter(split.rows)
         sample = [*islice(rows, SAMPLE)]
         known = [row for row in sample if isinstance(row, dict)]
+        self._rows = chain(sample, rows)
         self.columns = split.columns or [*dict.fromkeys(str(name) for row in known for name in row)]
-        self._forms = Forms(self.columns, known, self._checker.max_rows)
+        self._forms = Forms(self.columns, known, checker.max_rows)
         self.form = self._forms.form
-        self._others = _Others(self._checker, found)
+        self._tokens = checker.tokens(self.form)
+        self._others = _Others(checker, self.found)
         first = [values for row in known for values in self.form.examples(row)]
-        self._contents = Contents(split.name, first, self._checker.near, self._checker.max_rows)
+        self._contents = Contents(split.name, first, checker.near, checker.max_rows)
         self._labels = LabelTypes([] if self.form.target == "tokens" else known)
         features = split.features.items()
         self._classes = {n: f.num_classes for n, f in features if hasattr(f, "num_classes")}
 
-        usable = self._usable(enumerate(chain(sample, rows)))
-        tokens = self._checker.tokens(self.form)
-        for number, faults in tokens.of(usable):
+    def read(self) -> None:
+        """Look at each row, and then at what they show together."""
+        found = self.found
+        for number, faults in self._tokens.of(self._usable()):
             found.add_all(number, faults)
         self._others.flush()
-        self._note_passed_over([tokens.sample, *self._others.samples])
+        self._note_passed_over([self._tokens.sample, *self._others.samples])
         self._contents.note(found)
         self.form = self._forms.most()
         for fewer in self._forms.fewer():
             found.add_tally("mixed_forms", fewer)
         self._note_whole()
 
-    def _usable(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Row]]:
+    def _usable(self) -> Iterator[tuple[int, Row]]:
         """Note what rows show by themselves, and yield those that can be tokenised."""
-        for number, row in rows:
+        for number, row in enumerate(self._rows):
             self.split.count = number + 1
             if not isinstance(row, dict):
                 self.found.add("wrong_type", number, row)
@@ -195,7 +195,7 @@ class _Checked:
                 own = row_faults(values, form, texts)
                 usable = trainable(values, own)
                 if usable:
-                    before = [*self._checker.repeats.faults(values, texts, self.place, tools)]
+                    before = [*self._checker.repeats.faults(values, texts, self._place, tools)]
                     own += before
                     if form.target not in ("tokens", "unknown"):
                         own += self._contents.faults(number, values, tools, bool(before))

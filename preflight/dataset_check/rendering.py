@@ -27,9 +27,9 @@ SANITIZED = "sanitize_control_tokens"  # apply_chat_template's; it takes it only
 QUIET = {"verbose": False, "return_attention_mask": False}
 OTHER_KEYS = ("content", "value", "input_text", "output_text")  # of a part's text
 MARKUP = re.compile(r"<[|｜].*[|｜]>", re.S)  # a turn's token, where it is not marked as special
-# Tokens that data may well hold: where a picture stands, reasoning, calls.
 # What templates look for in texts.
 MARKUP_OF_TEXT = re.compile(r"</?[^\s<>\"'{}]+>|\[/?[A-Z_]{2,}\]|/no_?think\b")
+# Tokens that data may well hold: where a picture stands, reasoning, calls.
 WANTED = re.compile("image|img|video|vision|audio|think|tool", re.I)
 DATE_FORMAT = re.compile(r"""strftime_now\(\s*["']([^"']+)["']""")
 

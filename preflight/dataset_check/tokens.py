@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any
 
-from preflight.dataset_check.forms import MISSING, Format, Row
+from preflight.dataset_check.forms import Format, Row
 from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, settings
 from preflight.dataset_check.rows import Fault
 from preflight.dataset_check.sampling import Ends, Sample, Shape, encoded, shape_of
+from preflight.dataset_check.token_ids import ids_faults, length_faults
 from preflight.dataset_check.words import WordFaults, dates_in
 
 BATCH = 500  # rows tokenised at once
 CHATS = 50  # of chats, which are longer and kept as text, too
 OF_BOUNDARY = ("boundary_moves", "fully_masked")
-IGNORED = -100  # the label that the loss skips
 
 
 def tokenizer_faults(renderer: Renderer, form: Format) -> Iterator[Fault]:
@@ -94,7 +94,8 @@ class TokenFaults:
 
     def _batch_faults(self, rows: Sequence[Row]) -> Iterator[list[Fault]]:
         if self.form.target == "tokens":
-            yield from (list(self._ids_faults(row)) for row in rows)
+            known = len(self.tokenizer) if self.tokenizer else float("inf")
+            yield from (list(ids_faults(row, known, self.max_length)) for row in rows)
         elif self.tokenizer is None or (self.form.chat and not self.renderer.template):
             yield from ([] for _ in rows)
         elif self.form.chat:
@@ -110,7 +111,7 @@ class TokenFaults:
     def _text_faults(self, texts: list[str]) -> Iterator[list[Fault]]:
         tokens = self._tokens_of([*map(self._ended, texts)], [False] * len(texts))
         for text, ids in zip(texts, tokens, strict=True):
-            yield [*self._length_faults(0, len(ids)), *self._doubled(text, ids)]
+            yield [*length_faults(0, len(ids), self.max_length), *self._doubled(text, ids)]
 
     def _pairs_faults(self, rows: Sequence[Row]) -> Iterator[list[Fault]]:
         pairs = [(row["prompt"], self._ended(row["completion"])) for row in rows]
@@ -163,15 +164,6 @@ class TokenFaults:
         if token and not self.renderer.control_token(row["prompt"]):
             yield "special_token_in_text", {"token": token}
 
-    def _length_faults(self, start: int, length: int) -> Iterator[Fault]:
-        """Yield faults of a row of `length` tokens whose answer begins at the token `start`."""
-        if length <= self.max_length:
-            return
-        yield "too_long", {"tokens": length}
-        if start:
-            cut = "away" if start >= self.max_length else "partly"
-            yield f"completion_cut_{cut}", {"tokens": length, "answer begins at": start}
-
     def _pair_faults(self, prompt: list[int], ids: list[int]) -> Iterator[Fault]:
         """Yield faults of a prompt's tokens, and of those of prompt and completion together."""
         start = len(prompt)
@@ -180,7 +172,7 @@ class TokenFaults:
             yield "boundary_moves", self.tokenizer.decode(prompt[start:])
         if start == len(ids):
             yield "fully_masked", self.tokenizer.decode(prompt[-10:])
-        yield from self._length_faults(start, len(ids))
+        yield from length_faults(start, len(ids), self.max_length)
 
     def _chat(self, row: Row) -> _Chat:
         """Return the messages of a row, and whether they are looked at."""
@@ -246,7 +238,7 @@ class TokenFaults:
             else:
                 long = len(chat.ids) > self.max_length
                 start = self._start(messages, options) if long else 0
-                yield from self._length_faults(start, len(chat.ids))
+                yield from length_faults(start, len(chat.ids), self.max_length)
         except Exception as error:
             yield from self.words.of_refused(messages, options, error)
             return
@@ -277,7 +269,7 @@ class TokenFaults:
         text, chat.ids, learned = self.renderer.trained(messages, options)
         chat.text = text
         if learned:
-            yield from self._length_faults(learned[0][0], len(chat.ids))
+            yield from length_faults(learned[0][0], len(chat.ids), self.max_length)
         if text != in_use:
             same = _shared(text, in_use)
             begin = max(0, same - 20)
@@ -292,36 +284,8 @@ class TokenFaults:
         yield from self.words.of(messages, options, text, learned)
         yield from dates_in(text, self.renderer.date_formats, messages)
 
-    def _ids_faults(self, row: Row) -> Iterator[Fault]:
-        """Yield the faults of a row that is tokenised already; needs no tokenizer."""
-        ids = row["input_ids"]
-        given = {n: v for n, v in row.items() if v is not MISSING and (v is not None or v is ids)}
-        if not all(_are_ints(v) and len(v) == len(ids) for v in given.values()):
-            yield "wrong_type", {name: type(v).__name__ for name, v in given.items()}
-            return
-        if not ids:
-            yield "empty_value", ids
-            return
-        vocabulary = len(self.tokenizer) if self.tokenizer else float("inf")
-        labels = given.get("labels")
-        masks = [given[name] for name in ("completion_mask", "assistant_masks") if name in given]
-        if labels is None:
-            labels = [i if all(m) else IGNORED for i, *m in zip(ids, *masks, strict=True)]
-        if odd := [i for i in ids if not 0 <= i < vocabulary]:
-            yield "token_out_of_range", odd[0]
-        if odd := [i for i in labels if i != IGNORED and not 0 <= i < vocabulary]:
-            yield "label_out_of_range", odd[0]
-        learned = [place for place, label in enumerate(labels) if label != IGNORED]
-        if not learned:
-            yield "fully_masked", labels
-        yield from self._length_faults(learned[0] if learned else 0, len(ids))
-
 
 def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Return how long the beginning is that both have in common."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _are_ints(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
