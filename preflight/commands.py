@@ -32,7 +32,7 @@ def _tokenizer(name: str) -> Any:
     """Return the tokenizer of a folder or of the hub."""
     from transformers import AutoTokenizer
 
-    from course_utils.configs import located
+    from course_utils.paths import located
 
     place = located(name)
     try:
