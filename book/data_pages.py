@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Collection
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from stage import BOOK, REPOSITORY, ROOT
 
-from course_utils.claims import POCKET, RECORDS, Claim, recorded
+from course_utils.claims import POCKET, Claim, made_on, recorded
 
 # Parts of the package that readers reach through another module: data and modules.
 PACKAGES = ("course_utils", "preflight")
@@ -215,10 +214,8 @@ def _gone(row: dict[str, Any]) -> str:
 
 def claims(reasons: dict[str, str]) -> str:
     """Return the page of the claims on both models; `reasons` says why one holds on one alone."""
-    record = json.loads((RECORDS / f"{REAL}.json").read_text(encoding="utf-8"))
     pocket, real = recorded(POCKET), recorded(REAL)
     failed = [claim for claim in real.values() if not claim.holds]
-    versions_there = ", ".join(f"{name} {it}" for name, it in record["versions"].items())
     text = [
         "# The claims on a real model",
         "Each claim of the lessons is measured where it is made. They were written on the pocket "
@@ -226,9 +223,9 @@ def claims(reasons: dict[str, str]) -> str:
         "model that people use. A claim that holds on one of them alone says something of models, "
         "not of methods, and why is what this page is for.",
         f"**{len(real) - len(failed)} of the {len(real)} claims made on both hold on both.** "
-        f"SmolLM2's ran with seed {record['seed']} on {record['device']}; each lesson did the "
-        "share of its rows and steps that `COURSE_MODEL=smollm2 make run` chooses by itself. "
-        f"Versions: {versions_there}.",
+        "On SmolLM2 each lesson did the share of its rows and steps that "
+        "`COURSE_MODEL=smollm2 make run` chooses by itself.",
+        *runs(made_on(REAL)),
         claims_by_lesson(pocket.values(), real.values()),
     ]
     if failed:
@@ -241,6 +238,16 @@ def claims(reasons: dict[str, str]) -> str:
             reasons[claim.name].strip(),
         ]
     return "\n\n".join(text) + "\n"
+
+
+def runs(made: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a sentence for each seed, device and set of versions: the lessons that ran with it."""
+    lessons: dict[str, list[str]] = {}
+    for lesson, run in made.items():
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        with_ = f"seed {run['seed']} on {run['device']}; {versions}"
+        lessons.setdefault(with_, []).append(lesson)
+    return [f"Lessons {', '.join(those)}: {with_}." for with_, those in lessons.items()]
 
 
 def claims_by_lesson(pocket: Collection[Claim], real: Collection[Claim]) -> str:

@@ -11,12 +11,11 @@ import os
 import warnings
 
 # Library messages that ask nothing of a learner. bitsandbytes logs at import that an optional
-# kernel is missing, and a line for every 8-bit product; TRL and PEFT still use an old name of
-# transformers (activation_checkpointing is the new one).
+# kernel is missing, and a line for every 8-bit product; TRL and PEFT still use old names of
+# transformers (activation_checkpointing and cache are the new ones).
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-warnings.filterwarnings(
-    "ignore", r".*gradient_checkpointing(_enable)?` is deprecated", FutureWarning
-)
+for _old in ("gradient_checkpointing(_enable)?", "past_key_values"):
+    warnings.filterwarnings("ignore", rf".*{_old}` is deprecated", FutureWarning)
 
 __version__ = "0.1.0"
 

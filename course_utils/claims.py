@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -91,23 +92,35 @@ def recorded(model: str) -> dict[str, Claim]:
 
     The records lie in `data/results/claims`, a file a model.
     """
-    file = RECORDS / f"{model}.json"
-    if not file.exists():
-        return {}
-    rows = json.loads(file.read_text(encoding="utf-8"))["claims"]
+    rows = [row for lesson in _record(model).values() for row in lesson["claims"]]
     return {row["name"]: Claim(**row) for row in rows}
 
 
-def record(model: str, made_on: dict[str, object], made: Collection[Claim]) -> None:
+def made_on(model: str) -> dict[str, dict[str, Any]]:
+    """Return by lesson on what its claims on record were made: seed, device and versions."""
+    return {
+        lesson: {name: value for name, value in run.items() if name != "claims"}
+        for lesson, run in _record(model).items()
+    }
+
+
+def record(model: str, made_on: dict[str, Any], made: Collection[Claim]) -> None:
     """Put claims into a model's record; those of lessons that made none now stay as they are.
 
     `made_on` says where: the seed, the device, the versions.
     """
-    lessons = {one.lesson for one in made}
-    kept = [one for one in recorded(model).values() if one.lesson not in lessons]
-    rows = [asdict(one) for one in sorted([*kept, *made], key=lambda one: one.name)]
-    content = {"model": model, **made_on, "claims": rows}
+    runs = _record(model)
+    for lesson in {one.lesson for one in made}:
+        rows = sorted((one for one in made if one.lesson == lesson), key=lambda one: one.name)
+        runs[lesson] = {**made_on, "claims": [asdict(one) for one in rows]}
+    content = {"model": model, "lessons": dict(sorted(runs.items()))}
     write_whole(RECORDS / f"{model}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _record(model: str) -> dict[str, dict[str, Any]]:
+    """Return a model's record, a run for each lesson; empty where there is none."""
+    file = RECORDS / f"{model}.json"
+    return json.loads(file.read_text(encoding="utf-8"))["lessons"] if file.exists() else {}
 
 
 def read(folder: Path, lessons: Collection[str]) -> list[Claim]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,16 +18,32 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from course_utils.paths import CONFIGS, is_path, located
+
+# transformers' classes by head, with the configs of each. A model that sees or hears (whose config
+# can stand with the causal ones too, for its text part alone) comes whole.
+SEQ2SEQ = (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
+MASKED = (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING)
+MULTIMODAL = (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+CAUSAL = (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
+HEADLESS = (AutoModel, MODEL_MAPPING)
+WRITES = (MULTIMODAL, CAUSAL)  # those that write text from left to right
 
 
 def shipped() -> list[str]:
@@ -117,34 +135,60 @@ def read_config(source: str, given: str, allowed: str, way_out: str = "") -> Pre
 def build_empty(config: PretrainedConfig) -> PreTrainedModel:
     """Return the model that a config describes on the meta device: shapes, but no weights.
 
-    The model has the head of its kind: sequence-to-sequence, masked or causal language modelling,
-    else none. Nothing is downloaded and next to no memory taken.
+    The model has the head of its kind: sequence-to-sequence, masked, image- or audio-to-text or
+    causal language modelling, else none. Nothing is downloaded and next to no memory taken.
 
     Raises:
         ValueError: if transformers has no model for the config, or cannot build one from it.
     """
-    kinds = (AutoModelForSeq2SeqLM, AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel)
-    if not getattr(config, "is_encoder_decoder", False):
-        kinds = kinds[1:]
-    if getattr(config, "is_decoder", False):  # BERT as a decoder, say
-        kinds = (AutoModelForCausalLM, AutoModel)
-    kind = next((k for k in kinds if type(config) in k._model_mapping), None)
-    if kind is None:
-        raise ValueError(
-            f"transformers has no model for a config of type {config.model_type!r}. Give the "
-            "config of a language model, such as one of AutoModelForCausalLM's."
-        )
+    kind = auto_class(config)
     try:
         # transformers warns that BERT as a decoder was not trained as one, and the like.
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return kind.from_config(config, trust_remote_code=False)
+    except ImportError as error:
+        raise ValueError(
+            f"The model of type {config.model_type!r} needs a package that is not installed here: "
+            f"{_first_line(error)}"
+        ) from error
     except Exception as error:  # a config can be inconsistent in any way
         raise ValueError(
             f"The config of type {config.model_type!r} describes no model that transformers can "
             f"build ({type(error).__name__}: {_first_line(error)}). Check its sizes: hidden_size, "
             "the number of heads and head_dim have to fit."
         ) from error
+
+
+def auto_class(config: PretrainedConfig, *, writes: bool = False) -> Any:
+    """Return the class of transformers, such as AutoModelForCausalLM, that builds a config's model.
+
+    With `writes` only those count whose models write text from left to right, BERT's as well.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if writes:
+        kinds = WRITES
+    elif getattr(config, "is_decoder", False):  # BERT as a decoder, say
+        kinds = (CAUSAL, HEADLESS)
+    elif getattr(config, "is_encoder_decoder", False):
+        kinds = (SEQ2SEQ, MASKED, *WRITES, HEADLESS)
+    else:
+        kinds = (MASKED, *WRITES, HEADLESS)
+    kind = next((auto for auto, configs in kinds if type(config) in configs), None)
+    if kind is None:
+        what = "model that writes text from left to right" if writes else "model"
+        raise ValueError(
+            f"transformers has no {what} for a config of type {config.model_type!r}. Give the "
+            "config of a language model, such as one of AutoModelForCausalLM's."
+        )
+    return kind
+
+
+def is_multimodal(config: PretrainedConfig) -> bool:
+    """Return whether a config is that of a model which sees or hears, and writes."""
+    return type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 
 def _allowed() -> str:
@@ -161,7 +205,9 @@ def _explain(error: Exception, source: str, given: str, allowed: str, way_out: s
     # transformers raises OSError for all that the hub says; the hub's own error is its cause.
     cause = error.__cause__
     reason, kind = _first_line(error), RuntimeError
-    if Path(source).exists() or not isinstance(error, OSError):
+    if isinstance(error, ValueError) and (code := _needs_code(source)):
+        kind, problem = ValueError, code
+    elif Path(source).exists() or not isinstance(error, OSError):
         kind = ValueError
         problem = (
             f"cannot be read as a model's config ({reason}). It has to be JSON with a model_type "
@@ -188,5 +234,38 @@ def _explain(error: Exception, source: str, given: str, allowed: str, way_out: s
     return kind(f"{given} {problem} {way_out}".rstrip())
 
 
+def _needs_code(source: str) -> str:
+    """Return what to say of a model that only code of its own repository can build; "" of others.
+
+    It has a type that transformers does not know, and an `auto_map` that says where the code is.
+    """
+    try:
+        plain, _ = PretrainedConfig.get_config_dict(source)
+    except Exception:  # it is not there, or no JSON: that is said elsewhere
+        return ""
+    if not isinstance(plain, dict):
+        return ""
+    kind = plain.get("model_type")
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    if not plain.get("auto_map") or known:
+        return ""
+    what = f"a model of type {kind!r}" if kind else "a model without a model_type"
+    problem = (
+        f"is {what}: transformers {transformers.__version__} has no code for it, the model's "
+        "repository has its own (auto_map). The course never runs code of a repository, so nothing "
+        "can be said of this model. Give one that transformers knows."
+    )
+    named = plain.get("architectures")
+    name = str(named[0]) if isinstance(named, list) and named else ""
+    twin = getattr(getattr(transformers, name, None), "config_class", None)
+    if twin is None:
+        return problem
+    return (
+        f"{problem} Or, as its architectures name {name}, which transformers has: if the model is "
+        f"such a one, give a copy of its config.json with the model_type {twin.model_type!r} and "
+        "without the auto_map."
+    )
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).strip().partition("\n")[0]

@@ -49,10 +49,15 @@ def _tokenizer(name: str) -> Any:
 
 def memory(options: argparse.Namespace) -> int:
     """Print what a training step takes and on which GPUs it fits; return 1 if not on the named."""
-    from peft import LoraConfig
-
     from course_utils import configs
-    from preflight.memory_plan import GPUS, Overhead, fit_gpus, gpu_table, plan_text
+    from preflight.memory_plan import (
+        GPUS,
+        Overhead,
+        default_adapter,
+        fit_gpus,
+        gpu_table,
+        plan_text,
+    )
 
     if options.list:
         if options.json:
@@ -73,7 +78,8 @@ def memory(options: argparse.Namespace) -> int:
                 f"--rank is {options.rank} with --method full, which has no adapter. Leave --rank "
                 "out, or choose lora, qlora or int8."
             )
-        adapter["peft_config"] = LoraConfig(r=options.rank, target_modules="all-linear")
+        config = configs.load_config(options.model)
+        adapter["peft_config"] = default_adapter(config, options.rank)
     result = fit_gpus(
         options.model,
         options.gpu,
@@ -215,7 +221,7 @@ def add_commands(commands: Any) -> None:
         "--check", metavar="NAMES", help="which of these names, joined by commas, match what"
     )
     command.add_argument(
-        "--suggest", metavar="KIND", help="arguments for LoraConfig: attention, all-linear, ..."
+        "--suggest", metavar="KIND", help="arguments for LoraConfig: attention, dense-linear, ..."
     )
     command.add_argument("--rank", type=int, default=8, help="of the adapters (default: 8)")
     command.add_argument("--json", action="store_true", help="print JSON")

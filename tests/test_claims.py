@@ -37,7 +37,8 @@ def test_on_another_model_it_is_shown_and_the_lesson_goes_on(
 ) -> None:
     """Its verdict stands next to the pocket model's figure on record."""
     (tmp_path / "pocket-llama.json").write_text(
-        '{"claims": [{"name": "04-rank", "text": "old", "figure": "2", "holds": true}]}'
+        '{"lessons": {"04": {"claims": '
+        '[{"name": "04-rank", "text": "old", "figure": "2", "holds": true}]}}}'
     )
     monkeypatch.setattr(claims, "RECORDS", tmp_path)
     monkeypatch.setenv("COURSE_MODEL", "smollm2")
@@ -51,3 +52,18 @@ def test_on_another_model_it_is_shown_and_the_lesson_goes_on(
     made = claims.read(tmp_path / "run", ["04"])
     assert made == [Claim("04-rank", "a higher rank trains more", "3", True)]
     assert claims.read(tmp_path / "run", ["05a"]) == []
+
+
+def test_a_record_says_of_each_lesson_on_what_it_was_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A lesson that is recorded anew brings its own versions; the others keep theirs."""
+    monkeypatch.setattr(claims, "RECORDS", tmp_path)
+    old, new = {"versions": {"torch": "2.12"}}, {"versions": {"torch": "2.13"}}
+    first, second = Claim("03-a", "one", "1", True), Claim("04-b", "two", "2", True)
+    claims.record("pocket", old, [second, first])
+    again = Claim("04-c", "three", "3", False)
+    claims.record("pocket", new, [again])
+    assert claims.recorded("pocket") == {"03-a": first, "04-c": again}
+    assert claims.made_on("pocket") == {"03": old, "04": new}
+    assert claims.recorded("another") == claims.made_on("another") == {}

@@ -82,7 +82,9 @@ def check_bad(folder: Path, name: str, tokenizer: Any) -> Report:
     return check(folder / name, tokenizer, max_rows=100, **(both if name == "bad.jsonl" else {}))
 
 
-@pytest.mark.parametrize("name", ["bad.jsonl", "tokenised.jsonl", "broken.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["bad.jsonl", "tokenised.jsonl", "broken.jsonl", "dates.jsonl", "codes.csv"]
+)
 def test_every_fault_of_the_bad_dataset_is_found(bad: Path, name: str, tokenizer: Any) -> None:
     """A fault that is missed, or one that is seen in a sound row, makes the check worthless."""
     expected = json.loads((bad / "faults.json").read_text())
@@ -699,3 +701,42 @@ def test_tickets_are_sound(form: str, tokenizer: Any) -> None:
     report = check(data.load("tickets", form=form), tokenizer, max_length=None)
     assert report.findings == ()
     assert report.format == form and report.mapping == ""
+
+
+@pytest.mark.parametrize(
+    ("named", "said", "begins", "differs"),
+    [
+        ("LlamaTokenizerFast", True, False, True),  # as DeepSeek-V3's
+        ("LlamaTokenizerFast", None, False, True),
+        ("LlamaTokenizerFast", False, True, True),
+        ("LlamaTokenizerFast", True, True, False),
+        ("LlamaTokenizerFast", False, False, False),
+        ("PreTrainedTokenizerFast", True, False, False),  # no version goes by the file
+    ],
+)
+def test_a_first_token_that_depends_on_the_version(
+    named: str, said: bool | None, begins: bool, differs: bool, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Measured with transformers 4.57.3 and 5.24.0: 4 goes by the file of some classes."""
+    tokenizer.save_pretrained(tmp_path)
+    of_file = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    bos, number = tokenizer.eos_token, tokenizer.eos_token_id
+    if begins:
+        first, rest = {"id": bos, "type_id": 0}, {"id": "A", "type_id": 0}
+        of_file["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": first}, {"Sequence": rest}],
+            "pair": [{"Sequence": rest}, {"Sequence": rest | {"id": "B"}}],
+            "special_tokens": {bos: {"id": bos, "ids": [number], "tokens": [bos]}},
+        }
+        (tmp_path / "tokenizer.json").write_text(json.dumps(of_file), "utf-8")
+    config = {"tokenizer_class": named, "bos_token": bos, "eos_token": bos, "pad_token": "<|pad|>"}
+    config |= {} if said is None else {"add_bos_token": said}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert (loaded("a")["input_ids"][0] == number) == begins
+    rows = [{"prompt": "When?", "completion": " Soon."}]
+    found = {f.code: f.example for f in check(rows, loaded).findings}
+    assert ("bos_by_version" in found) == differs
+    chat = [{"role": "user", "content": "When?"}, {"role": "assistant", "content": "Soon."}]
+    assert "bos_by_version" not in codes(check([{"messages": chat}], loaded))

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from preflight.dataset_check import check
 
-CODES = {"text_as_other_type", "load_stops", "messages_as_text"}
+CODES = {"text_as_other_type", "load_stops", "load_changes", "messages_as_text"}
 DAY, TIME = "2024-02-07", "2024-02-07T10:00:00"
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, 'you'"}]
 
@@ -160,3 +160,52 @@ def test_messages_in_csv(column: str, tmp_path: Path) -> None:
     assert found(path)["messages_as_text"][0] == (0, 1)
     Dataset.from_list(rows).to_json(tmp_path / "a.jsonl")
     assert load(tmp_path / "a.jsonl")[0][column] == CHAT
+
+
+@pytest.mark.parametrize(
+    ("last", "changed"),
+    [
+        (["007", "12"], "the text '007' becomes '7'"),
+        (["7", "", "1.50"], "the text '1.50' becomes '1.5'"),
+        (["True", "False"], "the text 'True' becomes 'true'"),
+        (["7", "12"], ""),
+        (["007", "abc"], ""),
+        (["1,5", "2"], ""),
+    ],
+)
+def test_numbers_in_a_later_part_of_texts(last: list[str], changed: str, tmp_path: Path) -> None:
+    """Of a column of text, a part of 10,000 rows that holds nothing but numbers."""
+    path = write(tmp_path / "a.csv", [pair("yes")] * 10_000 + [pair(text) for text in last])
+    loaded = answers(load(path))[10_000:]
+    differs = [10_000 + n for n, text in enumerate(last) if text and text != loaded[n]]
+    finding = {f.code: f for f in check(path).findings}.get("load_changes")
+    assert list(finding.rows if finding else ()) == differs
+    assert changed in (finding.example if finding else "") and bool(finding) == bool(changed)
+
+
+def test_a_later_part_of_csv_in_a_column_that_is_not_trained_on(tmp_path: Path) -> None:
+    rows = [pair("yes", id=7)] * 10_000
+    path = write(tmp_path / "a.csv", [*rows, pair("no", id="A12")])
+    with pytest.raises(DatasetGenerationError):
+        load(path)
+    numbers, example = found(path)["load_stops"]
+    assert numbers == (10_000,) and "id: the text 'A12', as int64" in example
+    path = write(tmp_path / "a.csv", [*rows[1:], pair("no", id="A12")])
+    assert load(path)[0]["id"] == "7" and found(path) == {}
+
+
+def test_a_second_file_with_another_column(tmp_path: Path) -> None:
+    """The columns are those of the first; one that is missing is filled with None."""
+    folder = tmp_path / "both"
+    folder.mkdir()
+    write(folder / "a-00000-of-00002.csv", [pair("yes", id=7), pair("so", id=9)])
+    second = write(
+        folder / "a-00001-of-00002.csv", [pair("no", id=8, note="x"), pair("never", id=8, note="x")]
+    )
+    files = sorted(map(str, folder.iterdir()))
+    with pytest.raises(DatasetGenerationError):
+        datasets.load_dataset("csv", data_files=files, cache_dir=str(tmp_path / "cache"))
+    assert found(folder)["load_stops"] == ((2,), "'note: not in the first file'")
+    write(second, [pair("no"), pair("never")])
+    datasets.load_dataset("csv", data_files=files, cache_dir=str(tmp_path / "cache"))
+    assert found(folder) == {}

@@ -20,8 +20,10 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GPT2Config,
+    Mamba2Config,
     MixtralConfig,
     PretrainedConfig,
+    Qwen3VLConfig,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -30,9 +32,10 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from course_utils import hardware
+from course_utils.configs import auto_class
 from course_utils.memory import PHASES, MeterCallback, StepMemory, measure
 from course_utils.paths import POCKET_MODEL
-from preflight.memory_plan import predict
+from preflight.memory_plan import default_adapter, predict
 
 BATCH, LENGTH = 2, 96
 
@@ -58,7 +61,30 @@ def mixtral() -> PretrainedConfig:
     )  # fmt: skip
 
 
-MODELS = {"pocket": pocket, "gpt2": gpt2, "mixtral": mixtral}
+def qwen3_vl() -> PretrainedConfig:
+    """A model that sees, trained on rows of text: its vision tower is loaded and does nothing."""
+    text = {
+        "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 3, "vocab_size": 3072,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "patch_size": 4,
+        "out_hidden_size": 128, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+    }  # fmt: skip
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+
+
+def mamba2() -> PretrainedConfig:
+    """State spaces, of which peft refuses the output layer."""
+    return Mamba2Config(
+        hidden_size=128, num_hidden_layers=3, vocab_size=3072, num_heads=8, head_dim=32, n_groups=1,
+        state_size=16, chunk_size=32,
+    )  # fmt: skip
+
+
+MODELS = {
+    "pocket": pocket, "gpt2": gpt2, "mixtral": mixtral, "qwen3_vl": qwen3_vl, "mamba2": mamba2,
+}  # fmt: skip
 NF4 = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",
@@ -71,15 +97,15 @@ INT8 = BitsAndBytesConfig(load_in_8bit=True)
 LINEAR = {"target_modules": "all-linear"}
 
 
-def adapter() -> LoraConfig:
-    return LoraConfig(r=8, task_type="CAUSAL_LM", **LINEAR)
+def adapter(config: PretrainedConfig) -> LoraConfig:
+    return default_adapter(config, rank=8)
 
 
 def real_model(
     config: PretrainedConfig, dtype: str, quantization: BitsAndBytesConfig | None, folder: Path
 ) -> torch.nn.Module:
     """Return a model of random weights; quantized as `from_pretrained` does it."""
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = auto_class(config, writes=True).from_config(config, dtype=getattr(torch, dtype))
     if quantization is None:
         return model
     hardware.fix_bitsandbytes()
@@ -121,9 +147,9 @@ def train(
         "activation_checkpointing": options.pop("gradient_checkpointing", False), **options,
     }  # fmt: skip
     rows = 2 * BATCH * options.get("gradient_accumulation_steps", 1)
-    ids = torch.randint(5, config.vocab_size, (rows, length)).tolist()
+    ids = torch.randint(5, config.get_text_config().vocab_size, (rows, length)).tolist()
     callbacks = [] if meter is None else [meter]
-    adapters = None if method == "full" else peft_config or adapter()
+    adapters = None if method == "full" else peft_config or adapter(config)
     if loss == "fused":
         skip = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
         trainer = SFTTrainer(
@@ -189,6 +215,10 @@ CASES = [
     ("gpt2", "qlora", BF16),
     ("mixtral", "full", FUSED),
     ("mixtral", "lora", CHECKPOINTING | FUSED | BF16),
+    ("qwen3_vl", "full", FUSED),
+    ("qwen3_vl", "lora", CHECKPOINTING | FUSED | BF16),
+    ("mamba2", "full", {}),
+    ("mamba2", "lora", FUSED | BF16),
 ]
 
 
@@ -201,7 +231,7 @@ def test_predicted_equals_measured(
     config = MODELS[name]()
     quantization = {"qlora": NF4, "int8": INT8}.get(method)
     real = measured(tmp_path, config, method, quantization=quantization, **options)
-    peft_config = None if method == "full" else adapter()
+    peft_config = None if method == "full" else adapter(config)
     guess = guessed(config, method, peft_config, quantization_config=quantization, **options)
     assert_equal(guess, real)
     for phase in PHASES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from types import FunctionType
 from unittest.mock import patch
 
 import bitsandbytes as bnb
+import planners
 import pytest
 import torch
 from peft import LoraConfig
@@ -478,3 +480,14 @@ def test_a_causal_model_of_any_family() -> None:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         gradients = sum(-(-p.nbytes // 512) * 512 for p in model.parameters())
         assert memory.phases["optimizer"]["gradients"] == gradients, config.model_type
+
+
+@pytest.mark.parametrize("number", [0, 7, 14, 25])
+def test_the_record_of_planners_is_what_is_predicted(number: int) -> None:
+    """Full, LoRA, QLoRA, and other targets, next to what others measured on their GPUs."""
+    record = json.loads(planners.RESULTS.read_text(encoding="utf-8"))
+    case = planners.cases()[number]
+    ratios = record["planners"]["this course"]["ratios"]
+    assert len(ratios) == len(planners.cases())
+    assert round(planners.course(case) / case["peak"], 4) == ratios[number]
+    assert abs(ratios[number] - 1) < 0.05

@@ -64,7 +64,7 @@ def test_code_of_a_repository_is_never_run(monkeypatch: pytest.MonkeyPatch, tmp_
         "class MyConfig(PretrainedConfig):\n    model_type = 'mine'\n"
     )
     monkeypatch.setattr("builtins.input", lambda question: "y")
-    with pytest.raises(ValueError, match="cannot be read as a model"):
+    with pytest.raises(ValueError, match="never runs code of a repository"):
         choose(monkeypatch, tmp_path)
     assert not trace.exists()
 

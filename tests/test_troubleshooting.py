@@ -6,6 +6,7 @@ has a function of its name below; one of older versions has one that shows it go
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import re
@@ -15,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import chdir
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ import torch
 import transformers
 import yaml
 from accelerate.logging import MultiProcessAdapter
-from datasets import Dataset, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from helpers import CALM
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, import_utils
 from test_bitsandbytes_fix import change_of_gradients
@@ -174,6 +177,25 @@ def with_template(folder: Path, template: str | None, **options: Any) -> SFTTrai
     return trainer(folder, CHAT, processing_class=changed, **options)
 
 
+def loaded(folder: Path, first: Any, later: Any, *, many: bool = True) -> Dataset:
+    """Load a file of more than one part, in which a row after the first part is another one."""
+    lines = [first | {"fill": "x" * 100}] * 200 + [later | {"fill": "x"}, first | {"fill": "x"}]
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    size = 10_000 if many else file.stat().st_size
+    options = {"split": "train", "cache_dir": str(folder / "cache"), "chunksize": size}
+    return load_dataset("json", data_files=str(file), **options)
+
+
+def cause_of_stop(folder: Path, found: list[Any]) -> None:
+    """Raise what stands above the DatasetGenerationError; that the fix helps is asserted."""
+    assert len(loaded(folder, *found, many=False)) == 202
+    try:
+        loaded(folder, *found)
+    except DatasetGenerationError as error:
+        raise error.__cause__ from None
+
+
 PROVOKE |= {
     # Names that are gone.
     "sfttrainer-arguments": each(
@@ -227,6 +249,18 @@ PROVOKE |= {
     # Precision and hardware.
     "flash-attention": lambda _: pocket(attn_implementation="flash_attention_2"),
     # Data.
+    "generation-error": lambda folder: loaded(folder, {"a": None}, {"a": "b"}),
+    "cast-array": each(
+        cause_of_stop,
+        [{"a": None}, {"a": "b"}],
+        [{"a": None}, {"a": 5}],
+        [{"a": [{"b": 1}]}, {"a": [{"b": 1, "c": 2}]}],
+    ),
+    "parse-string": each(
+        cause_of_stop, [{"a": 5}, {"a": "unknown"}], [{"a": "2024-02-07"}, {"a": "unknown"}]
+    ),
+    "column-names": lambda folder: cause_of_stop(folder, [{"a": 5}, {"a": 5, "b": 6}]),
+    "features-aligned": lambda _: concatenate_datasets([rows(label=[7]), rows(label=["007"])]),
     "missing-column": each(trainer, rows(instruction=["a"], output=["b"]), rows(prompt=["a"])),
     "empty-dataset": lambda folder: trainer(folder, TEXTS.select([])),
     "none-row": lambda folder: trainer(folder, rows(text=["a", None])),
@@ -450,6 +484,46 @@ def _(folder: Path) -> None:
     assert -100 not in next(iter(run.get_train_dataloader()))["labels"][0].tolist()
 
 
+@provokes("silent-stale-map")
+def _(folder: Path) -> None:
+    file, source = folder / "my_module.py", folder / "rows.txt"
+    code = "def clean(row):\n    return {'a': row['a'] + '%s'}\n"
+    again = {"load_from_cache_file": False}
+    lines = loaded(folder, {"a": "b"}, {"a": "c"})
+
+    def read(changed: float = 0) -> Any:
+        yield from ({"a": line} for line in source.read_text("utf-8").split())
+
+    def texts(**options: Any) -> Any:
+        return Dataset.from_generator(read, cache_dir=str(folder / "cache"), **options)["a"][:]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        for word in ("one", "three"):
+            file.write_text(code % word, "utf-8")
+            source.write_text(word, "utf-8")
+            clean = importlib.reload(importlib.import_module("my_module")).clean
+            kept, said = lines.map(clean)["a"][0], texts()
+            assert lines.map(clean, **again)["a"][0] == f"b{word}"
+            assert texts(gen_kwargs={"changed": len(word)}) == [word]
+    del sys.modules["my_module"]
+    assert (kept, said) == ("bone", ["one"])
+
+
+@provokes("silent-dates")
+def _(folder: Path) -> None:
+    read = loaded(folder, {"a": "2024-02-07"}, {"a": "2024-02-08"})
+    assert read[0]["a"] == datetime(2024, 2, 7)
+    lines = (folder / "rows.jsonl").read_text("utf-8").splitlines()
+    assert Dataset.from_list([json.loads(line) for line in lines])[0]["a"] == "2024-02-07"
+
+
+@provokes("silent-quotes")
+def _(folder: Path) -> None:
+    read = loaded(folder, {"completion": "so"}, {"completion": 5})
+    assert (read[0]["completion"], read[-1]["completion"]) == ("so", '"so"')
+
+
 @provokes("silent-dropped")
 def _(folder: Path) -> None:
     pairs = rows(prompt=["the cat sat on the mat " * 9, "a"], completion=[" slept", " b"])
@@ -495,6 +569,21 @@ def _(folder: Path) -> None:
     run.train()
     trained = [p for name, p in run.model.named_parameters() if "lora_B" in name]
     assert all(bool(p.any()) for p in trained)
+
+
+@provokes("older-tokenizer")
+def _(folder: Path) -> None:
+    new_tokenizer().save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    saved = json.loads(file.read_text("utf-8"))
+    again = AutoTokenizer.from_pretrained(folder)
+    assert saved["tokenizer_class"] == type(again).__name__ == "TokenizersBackend"
+    # With the way round for version 4 it stays the same.
+    saved["tokenizer_class"] = "PreTrainedTokenizerFast"
+    del saved["extra_special_tokens"]
+    file.write_text(json.dumps(saved), "utf-8")
+    text = "<|user|>\nthe cat sat"
+    assert AutoTokenizer.from_pretrained(folder)(text) == again(text)
 
 
 @provokes("older-response-key")

@@ -2,7 +2,7 @@
 
 Hooks tell the meter what the model is doing: which phase, and whose gradient.
 
-Used by lessons: 02, 04, 06, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def attached(meter: MemoryMeter, model: nn.Module, optimizer: Any = None) -> Ite
             hook(body.register_forward_hook(lambda *call: _start_head(meter, call[-1])))
 
         def note_gradient(parameter: torch.Tensor) -> None:
-            meter.add(parameter.grad, "gradients")
+            if parameter.grad is not None:  # a layer can give none: experts in FP8, say
+                meter.add(parameter.grad, "gradients")
 
         for parameter in model.parameters():
             if parameter.requires_grad:

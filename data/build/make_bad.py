@@ -194,6 +194,24 @@ def make_broken() -> File:
     return file
 
 
+def make_dates() -> File:
+    """Return the rows of dates.jsonl, whose answers load_dataset takes for dates."""
+    file = File()
+    for number in range(6):
+        asked = {"prompt": f"Message: When was order {number} sent?\nTicket:"}
+        file.add(asked | {"completion": f"2024-02-{number + 10}"}, "text_as_other_type")
+    return file
+
+
+def make_codes() -> File:
+    """Return the lines of codes.csv, whose answers load_dataset takes for numbers."""
+    file = File()
+    file.lines.append(b"prompt,completion")
+    file.lines += [f"Message: Which code has item {n}?,00{n * 7}".encode() for n in range(1, 6)]
+    file.faults["text_as_other_type"] = [*range(5)]
+    return file
+
+
 def make_bad(folder: Path) -> None:
     """Write the files of the bad dataset, and faults.json, which says what is where."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,6 +220,8 @@ def make_bad(folder: Path) -> None:
         "validation.jsonl": make_validation(),
         "tokenised.jsonl": make_tokenised(),
         "broken.jsonl": make_broken(),
+        "dates.jsonl": make_dates(),
+        "codes.csv": make_codes(),
     }
     for name, file in files.items():
         (folder / name).write_bytes(b"".join(line + b"\n" for line in file.lines))

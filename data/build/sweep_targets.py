@@ -1,4 +1,4 @@
-"""Ask of every causal language model that transformers knows what LoRA adapts in it.
+"""Ask of every model that transformers knows and that writes text what LoRA adapts in it.
 
 Each type is built from its default configuration, cut to eight layers, on the meta device: shapes,
 but no weights. What preflight.lora_targets says of it is compared with what peft really wraps. The
@@ -28,8 +28,12 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
+from course_utils.configs import auto_class
 from course_utils.files import write_whole
 from course_utils.paths import DATA
 from preflight import lora_targets
@@ -37,7 +41,7 @@ from preflight.lora_targets.adapters import make_adapters
 from preflight.lora_targets.layers import find_layers
 
 OUTPUT = DATA / "results" / "target_modules.json"
-SCHEMA = 1
+SCHEMA = 2
 LAYERS = 8  # enough for every pattern of layers: no type has a layer that comes first after these
 RANK = 8
 # The list of many tutorials: without down_proj.
@@ -67,14 +71,30 @@ INDEXER = {
 }
 # What a default configuration lacks for its model to be built.
 EXTRA: dict[str, dict[str, Any]] = {
+    "aya_vision": {
+        "vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 16}
+    },
+    "chameleon": {"vocabulary_map": {"<image>": 100}},
+    "cohere_compass": {
+        "text_config": {
+            "rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE},
+        }
+    },
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] + ["sparse"] * 11}},
+    "diffusion_gemma": {
+        "text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 704}
+    },
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1},
+    "emu3": {"vocabulary_map": {"<image>": 100}},
     "gemma4_assistant": {
         "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     },
+    "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "4/8"},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
+    "hunyuan_vl": {"text_config": {"head_dim": 128}},
     "lfm2_moe": {"num_hidden_layers": LAYERS, "layer_types": ["conv", "full_attention"] * 4},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
@@ -87,8 +107,8 @@ PART = {"musicgen": "decoder", "musicgen_melody": "decoder"}
 
 
 def kinds() -> list[str]:
-    """Return the types of model that AutoModelForCausalLM knows."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Return the types of model that AutoModelForCausalLM or AutoModelForMultimodalLM knows."""
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES})
 
 
 def shorten(config: PretrainedConfig, layers: int = LAYERS) -> None:
@@ -120,7 +140,7 @@ def build(kind: str) -> PreTrainedModel:
                     return AutoModelForCausalLM._model_mapping[type(config)](
                         getattr(config, PART[kind])
                     )
-                return AutoModelForCausalLM.from_config(config)
+                return auto_class(config, writes=True).from_config(config)
         except Exception:
             if not cut:
                 raise
@@ -135,7 +155,7 @@ def wrap(model: PreTrainedModel, target_modules: Any) -> dict[str, tuple[int, in
     config = LoraConfig(r=RANK, target_modules=target_modules)
     try:
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
-    except ValueError:
+    except (ValueError, NotImplementedError):
         return {}
     adapters = {}
     for name, layer in adapted.base_model.model.named_modules():
@@ -170,7 +190,10 @@ def record(kind: str) -> dict[str, Any]:
         )
     agrees["parameters"] = table.parameters == sum(p.numel() for p in model.parameters())
     experts = "+expert" if "expert" in table.kinds else ""
-    suggestion = lora_targets.suggest(model, f"all-linear{experts}", RANK)
+    try:
+        suggestion = lora_targets.suggest(model, f"dense-linear{experts}", RANK)
+    except ValueError:  # peft raises on every list
+        suggestion = {}
 
     blocks = [target for target in table if target.in_blocks]
     hit = {
@@ -185,6 +208,7 @@ def record(kind: str) -> dict[str, Any]:
     return {
         "type": kind,
         "built": True,
+        "multimodal": kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
         "agrees": agrees,
         "parameters": table.parameters,
         "targets": [[getattr(target, column) for column in COLUMNS] for target in table],
@@ -224,6 +248,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "types": len(records),
         "built": len(built),
+        "multimodal": sum(r["multimodal"] for r in built),
         "not_built": [r["type"] for r in records if not r["built"]],
         "agree": sum(all(r["agrees"].values()) for r in built),
         "default": {

@@ -186,7 +186,7 @@ class _Checked:
                 self.found.add("wrong_type", number, row)
                 continue
             form, tools = self._forms.of(row, number), tools_of(row)
-            faults = [*self.split.loaded.faults(row, form.source.values())]
+            faults = [*self.split.loaded.faults(number, row, form.source.values())]
             if form.target != "tokens":
                 faults += label_faults(row, self._classes, self._checker.num_labels)
                 faults += self._labels.faults(row)
@@ -226,6 +226,10 @@ class _Checked:
             found.add("unknown_format", example="rows without a column")
         texts = [] if self.form.chat else self.form.source.values()
         as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
+        for code, of_part, said in split.loaded.of_parts():
+            for number in of_part:
+                found.add(code, number, said)
+        as_json += split.loaded.as_json.values()
         if as_json:
             found.add("json_column", example=as_json)
         for file, of_file in split.faults.items():

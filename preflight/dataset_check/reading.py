@@ -73,7 +73,8 @@ def _named(name: str, rows: object) -> Split:
     name = str(name).encode("utf-8", "replace").decode()  # half a surrogate cannot be printed
     if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         features = dict(rows.features or {})
-        return Split(name, _dataset_rows(rows, features), list(features), features)
+        of_rows = _dataset_rows(rows, features)
+        return Split(name, of_rows, list(features), features, loaded=Loaded(features=features))
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         records = rows.to_dict("records")
         # numpy's arrays and numbers become lists and numbers
@@ -166,6 +167,14 @@ def _from_folder(folder: Path) -> list[Split]:
 
 def _from_files(name: str, paths: list[Path]) -> Split:
     faults: dict[str, Faults] = {path.name if len(paths) > 1 else "": [] for path in paths}
-    read = zip(paths, faults.values(), strict=True)
-    rows = (row for path, of_file in read for row in rows_of(path, of_file))
-    return Split(name, rows, faults=faults, loaded=Loaded(paths[0]))
+    loaded = Loaded(paths)
+
+    def rows() -> Iterator[Any]:
+        number = 0
+        for path, of_file in zip(paths, faults.values(), strict=True):
+            loaded.begins.append(number)
+            for row in rows_of(path, of_file):
+                number += 1
+                yield row
+
+    return Split(name, rows(), faults=faults, loaded=loaded)

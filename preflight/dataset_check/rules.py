@@ -57,15 +57,25 @@ ERRORS = {
         "load_dataset takes this text for dates, numbers or true and false, since all in the "
         "first part of the file looks like it: '007' becomes 7. SFTTrainer then stops, or trains "
         "on another text.",
-        "Load it as it stands: Dataset.from_list([json.loads(line) for line in open(file)]), as "
-        "features= would write '2024-02-07 00:00:00'; or of CSV Dataset.from_pandas("
-        "pandas.read_csv(file, dtype=str, keep_default_na=False)).",
+        "Load it as it stands: Dataset.from_list([json.loads(line) for line in open(file)], "
+        "on_mixed_types='use_json'), with the columns of the first row (features= would write "
+        "'2024-02-07 00:00:00'); or of CSV Dataset.from_pandas(pandas.read_csv(file, dtype=str, "
+        "keep_default_na=False)).",
     ),
     "load_stops": (
-        "load_dataset took this column for dates or numbers by the first part of the file (10 MB "
-        "of JSON, 10,000 rows of CSV). At these rows it stops, and its error names no row.",
-        "Load it as it stands: Dataset.from_list([json.loads(line) for line in open(file)]), or "
-        "Dataset.from_pandas(pandas.read_csv(file, dtype=str, keep_default_na=False)).",
+        "load_dataset takes the type of each field from the first part (10 MB of JSON, 10,000 rows "
+        "of CSV, or the first of several files). At these rows it stops, and its error names no "
+        "row.",
+        "Bring the field to one type. Or read the file as one part: load_dataset('json', "
+        "data_files=file, chunksize=os.path.getsize(file)); or of CSV Dataset.from_pandas("
+        "pandas.read_csv(file, dtype=str, keep_default_na=False)).",
+    ),
+    "load_changes": (
+        "load_dataset takes the type of each field from the first part (10 MB of JSON, 10,000 rows "
+        "of CSV, or the first of several files). These values are of another type, and it turns "
+        "them into that one without a word. Where JSON has text and something else, it also puts "
+        "quotes around all texts of the field from this part on, in sound rows too.",
+        "Bring the field to one type in the file.",
     ),
     "messages_as_text": (
         "A list of messages that stands there as text, as in CSV, which has no lists; SFTTrainer "
@@ -341,6 +351,13 @@ WARNINGS = {
         "The chat template leaves out what stands in one message with a tool call.",
         "Choose a template that writes both, or make a message of its own of the text.",
     ),
+    "nulls_filled": (
+        "Nulls in the arguments or the definitions of tools. All objects of a column have the same "
+        "keys, so datasets fills in null for those that only other rows have, and the chat "
+        "template writes them.",
+        "Make the dataset with Dataset.from_list(rows, on_mixed_types='use_json'), which keeps "
+        "objects as they are.",
+    ),
     "name_lost": (
         "The chat template leaves out the names of the speakers.",
         "Where they matter, write them into the content: 'Ann: ...'.",
@@ -359,6 +376,12 @@ WARNINGS = {
         "before it.",
         "Train on 'messages' and leave the template to SFTTrainer, or take the token off: "
         "text.removeprefix(tokenizer.bos_token).",
+    ),
+    "bos_by_version": (
+        "transformers 4 puts a beginning-of-sequence token before text as this tokenizer's file "
+        "says, transformers 5 as its tokenizer.json has it, and here the two differ: the model "
+        "sees other tokens where the other version runs.",
+        "Train and use the model with one version of transformers, and save the tokenizer with it.",
     ),
     "second_end": (
         "The text ends in the end-of-sequence token and a line break; SFTTrainer appends another.",

@@ -21,6 +21,7 @@ from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, set
 from preflight.dataset_check.rows import Fault
 from preflight.dataset_check.sampling import Ends, Sample, Shape, encoded, shape_of
 from preflight.dataset_check.token_ids import ids_faults, length_faults
+from preflight.dataset_check.versions import first_token_differs
 from preflight.dataset_check.words import WordFaults, dates_in
 
 BATCH = 500  # rows tokenised at once
@@ -39,6 +40,8 @@ def tokenizer_faults(renderer: Renderer, form: Format) -> Iterator[Fault]:
         yield from renderer.training_faults() if form.chat else [("answers_need_chat", form.name)]
     if form.target in ("text", "prompt-completion") and not form.chat and not tokenizer.eos_token:
         yield "no_eos", None
+    if not form.chat and form.target != "tokens" and (found := first_token_differs(tokenizer)):
+        yield "bos_by_version", found
 
 
 @dataclass

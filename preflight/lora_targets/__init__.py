@@ -1,9 +1,9 @@
 """What LoRA can target in a model, and whether a list of names hits it.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
-from preflight.lora_targets.adapters import Adapters, make_adapters
+from preflight.lora_targets.adapters import Adapters, make_adapters, refused_names
 from preflight.lora_targets.check import CheckedName, TargetCheck, check_targets
 from preflight.lora_targets.discovery import discover
 from preflight.lora_targets.suggestion import Suggestion, suggest
@@ -20,5 +20,6 @@ __all__ = [
     "check_targets",
     "discover",
     "make_adapters",
+    "refused_names",
     "suggest",
 ]

@@ -1,6 +1,6 @@
 """What peft adapts in a model for the arguments of LoraConfig: asked of peft itself, on a copy.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from peft import LoraConfig, NoMatchingPeftModuleError, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from course_utils.setting_checks import matching
 
@@ -61,7 +62,7 @@ def make_adapters(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are meant for a model that is trained
             adapted = get_peft_model(twin, config, low_cpu_mem_usage=True)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         return Adapters(error=_explain(error, config, model, twin))
     return Adapters(
         frozenset(adapted.targeted_module_names),
@@ -80,7 +81,7 @@ def _copy_modules(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def _explain(error: ValueError, config: LoraConfig, model: nn.Module, twin: nn.Module) -> str:
+def _explain(error: Exception, config: LoraConfig, model: nn.Module, twin: nn.Module) -> str:
     """Return why peft raised; its own errors print a module, and do not say where it is."""
     message = str(error)
     if isinstance(error, NoMatchingPeftModuleError):
@@ -100,6 +101,26 @@ def _explain(error: ValueError, config: LoraConfig, model: nn.Module, twin: nn.M
     if message.startswith("Targeting a Conv"):
         return f"{what} of {module.groups} groups, of which the rank {config.r} is no multiple"
     return message.rstrip(".")
+
+
+def refused_names(model: PreTrainedModel) -> list[str]:
+    """Return the last parts of names of linear layers that peft refuses in a model of this type.
+
+    It refuses some by their name alone, whatever they do: out_proj in Mamba's family, say.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    leaves = dict.fromkeys(name.rpartition(".")[2] for name in linear)
+    return [leaf for leaf in leaves if _is_refused(model.config.model_type, leaf)]
+
+
+@lru_cache
+def _is_refused(kind: str, leaf: str) -> bool:
+    """Ask peft for an adapter in a model of a type that has one layer alone, of that name."""
+    alone = nn.Module()
+    alone.config = PretrainedConfig()
+    alone.config.model_type = kind
+    alone.add_module(leaf, nn.Linear(1, 1, device="meta"))
+    return make_adapters(alone, [leaf]).error.startswith("peft refuses")
 
 
 def replaced_by(model: nn.Module, leaf: str) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Checks a list of target names against a model: what each matches, and what was meant.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from course_utils.display import Result, html_table, text_table
 from course_utils.setting_checks import matching
 from preflight.lora_targets.adapters import ALL_LINEAR, make_adapters, replaced_by
 from preflight.lora_targets.discovery import Model, list_targets, open_model
-from preflight.lora_targets.table import Target
+from preflight.lora_targets.table import TOWERS, Target
 
 Owners = Mapping[str, Target]  # the target of each layer, by the layer's whole name
 
@@ -218,7 +218,7 @@ def _unmatched(name: str, model: nn.Module, owners: Owners) -> tuple[str, str]:
 
 def _nearest(name: str, targets: Mapping[str, Target]) -> str:
     """Return the name in the model that was probably meant: by its role, else by its letters."""
-    names = [one for one, t in targets.items() if t.kind not in ("vision", "audio", "projector")]
+    names = [one for one, t in targets.items() if t.kind not in TOWERS]
     known = list(dict.fromkeys([*names, *(one.rpartition(".")[2] for one in names)]))
     words = list(dict.fromkeys(word for role in ROLES for word in role))
     leaf = name.rpartition(".")[2]

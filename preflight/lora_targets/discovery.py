@@ -1,6 +1,6 @@
 """Gathers a model's layers into the table of what LoRA can target.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from course_utils.configs import build_empty, load_config
 from course_utils.setting_checks import matching
 from preflight.lora_targets.adapters import ALL_LINEAR, make_adapters, replaced_by
-from preflight.lora_targets.layers import Layer, find_layers
+from preflight.lora_targets.layers import Layer, find_layers, without_numbers
 from preflight.lora_targets.table import Rest, Target, TargetTable
 
 Model = nn.Module | PretrainedConfig | str | Path
@@ -80,7 +80,8 @@ def list_targets(label: str, model: nn.Module, r: int) -> TargetTable:
             f"{label} has no layer that LoRA can adapt. It takes torch's Linear, Embedding and "
             "convolutions, and transformers' Conv1D. Check that this is the model you meant."
         )
-    known = {layer.weight: layer.parameters for layer in layers}
+    # Of layers that share a weight the first has its size: a head can be said to be smaller.
+    known = {layer.weight: layer.parameters for layer in reversed(layers)}
     rest = _rest(model, set(known), {layer.name for layer in layers})
     targets = []
     owner: dict[int, str] = {}
@@ -121,7 +122,7 @@ def _named_groups(model: nn.Module, layers: Sequence[Layer]) -> Iterator[tuple[s
             continue
         patterns: dict[str, list[Layer]] = defaultdict(list)
         for layer in group:
-            patterns[_pattern(layer.name)].append(layer)
+            patterns[without_numbers(layer.name)].append(layer)
         for pattern, members in patterns.items():
             parts = pattern.split(".")
             endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
@@ -142,7 +143,7 @@ def _target(
     elif first.kind in ("state-space", "convolution"):  # the kinds of which peft refuses some
         refused = make_adapters(model, [first.name], r=r).error
         if refused.startswith("peft refuses"):
-            notes.append("peft refuses it: Mamba's kernel reads the weight past the adapter")
+            notes.append("peft refuses it")
     if shared:
         notes.append(f"its weight is that of {shared}")
     sizes = [layer.adapter(r) for layer in group]
@@ -163,21 +164,17 @@ def _target(
 
 def _short_name(layer: Layer) -> str:
     """Return the last part of a layer's name, with the part before it where it says too little."""
-    parts = _pattern(layer.name).split(".")
+    parts = without_numbers(layer.name).split(".")
     two = layer.is_parameter or GENERIC.fullmatch(parts[-1])
     return ".".join(parts[-2:] if two else parts[-1:])
-
-
-def _pattern(name: str) -> str:
-    """Return a layer's name with "*" for each number but one at its end."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def _rest(model: nn.Module, weights: set[int], layers: set[str]) -> tuple[Rest, ...]:
     """Return the parameters that are no layer's weight, by the reason why LoRA leaves them."""
     groups: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if id(parameter) in weights:
+        made, is_part, _ = name.partition(".parametrizations.weight.")
+        if id(parameter) in weights or (is_part and made in layers):
             continue
         owner, _, leaf = name.rpartition(".")
         if "bias" in leaf and owner in layers:
@@ -188,7 +185,7 @@ def _rest(model: nn.Module, weights: set[int], layers: set[str]) -> tuple[Rest, 
             why = "a bare tensor that may be no product's matrix: test target_parameters on it"
         else:
             why = "a bare tensor of four or more dimensions"
-        groups[why].append((_pattern(name), parameter))
+        groups[why].append((without_numbers(name), parameter))
     return tuple(
         Rest(
             why,

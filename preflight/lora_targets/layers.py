@@ -1,29 +1,34 @@
 """The layers of a model that LoRA can adapt: where each is, its kind, its shape, what it costs.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from course_utils.configs import is_multimodal
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # What peft's LoRA can take the place of; bitsandbytes' layers are nn.Linear as well.
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, *CONVOLUTIONS, nn.MultiheadAttention)
 
 # Parts of a module's path that lead out of the language model.
-TOWERS = {
-    "vision": re.compile(r"vision|visual|image|img"),
-    "audio": re.compile(r"audio|speech|depth_decoder|encodec"),
-    "projector": re.compile(r"projector|multi_modal"),
+TOWER_NAMES = {
+    "vision": re.compile(r"vision|visual|image|img|video"),
+    "audio": re.compile(r"audio|speech|depth_decoder|encodec|codec_model|acoustic"),
+    "projector": re.compile(r"projector|multi_modal|connector|aligner|qformer|resampler"),
 }
 # Names of classes, the innermost module first; the first that fits says what a layer belongs to.
 BLOCKS = (
@@ -99,16 +104,28 @@ def find_layers(model: nn.Module) -> list[Layer]:
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     prefix = getattr(model, "base_model_prefix", "")
     has_base = bool(prefix) and hasattr(model, prefix)
+    decoder = _decoder(model, modules)
     layers = []
     for name, module in modules.items():
         outer = [modules[".".join(name.split(".")[:i])] for i in range(name.count(".") + 1)]
         outside = has_base and name.split(".")[0] != prefix
         if isinstance(module, ADAPTABLE):
             kind = "head" if module is output else _kind(name, module, outer, outside)
+            if not name.startswith(decoder) and kind not in (*TOWER_NAMES, "head"):
+                kind = "encoder" if "encoder" in name else "projector"
             layers.append(_layer(name, module, kind, outer[-1]))
         else:
             layers += _parameters(name, module)
     return layers
+
+
+def _decoder(model: nn.Module, modules: dict[str, nn.Module]) -> str:
+    """Return how the names of layers begin that write the text of a model which sees or hears."""
+    if not isinstance(model, PreTrainedModel) or not is_multimodal(model.config):
+        return ""
+    decoder = model.get_decoder()
+    name = next((name for name, module in modules.items() if module is decoder), "")
+    return f"{name}." if name else ""
 
 
 def _layer(name: str, module: nn.Module, kind: str, parent: nn.Module) -> Layer:
@@ -119,16 +136,35 @@ def _layer(name: str, module: nn.Module, kind: str, parent: nn.Module) -> Layer:
         notes.append(f"{groups} groups: the rank must be a multiple, and no merging")
     if isinstance(parent, nn.MultiheadAttention):
         notes.append("MultiheadAttention reads its weight past the adapter: no effect")
+    past = kind in ("state-space", "convolution")
+    if past and _reads_past(type(parent), name.rpartition(".")[2]):
+        notes.append("its block can read the weight past an adapter: test that one learns")
     plain = what.__module__.startswith("bitsandbytes") or what.__name__ in LINEAR_FORWARDS
     if isinstance(module, nn.Linear) and what.forward is not nn.Linear.forward and not plain:
         notes.append(f"{what.__name__} computes more than a product: test an adapter on it")
     shape, weight = _shape(module), getattr(module, "weight", None)
     count = math.prod(shape) // groups
+    if is_parametrized(module, "weight"):  # it is made of others at each step: weight norm
+        weight = module.parametrizations.weight
+        count = sum(parameter.numel() for parameter in weight.parameters())
     if isinstance(module, nn.MultiheadAttention):  # its out_proj is a layer of its own
         weight = module.in_proj_weight
         count = weight.numel()
     note = "; ".join(notes)
     return Layer(name, kind, what.__name__, shape, count, id(weight), groups=groups, note=note)
+
+
+@lru_cache
+def _reads_past(block: type[nn.Module], leaf: str) -> bool:
+    """Return whether a block takes the weight of one of its layers instead of calling the layer.
+
+    Mamba's do so for their kernels; to ask a weight for its dtype is no harm.
+    """
+    try:
+        source = inspect.getsource(block.forward)
+    except (OSError, TypeError):  # it has none of its own, or not in Python
+        return False
+    return re.search(rf"self\.{leaf}\.weight\b(?!\.(?:dtype|device|shape))", source) is not None
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:
@@ -137,7 +173,7 @@ def _shape(module: nn.Module) -> tuple[int, ...]:
     if isinstance(module, CONVOLUTIONS):
         return module.in_channels, module.out_channels, *module.kernel_size
     if isinstance(module, nn.Linear):  # a 4-bit weight is packed: its own shape is another
-        return module.in_features, module.out_features
+        return int(module.in_features), int(module.out_features)  # a tensor in some models
     return tuple(module.weight.shape)  # Conv1D and an embedding hold it as d_in x d_out
 
 
@@ -196,7 +232,14 @@ def _kind(name: str, module: nn.Module, outer: list[nn.Module], outside: bool) -
     return "MLP" if MLP_NAMES.search(name) else "other"
 
 
+def without_numbers(name: str) -> str:
+    """Return a layer's name with "*" for each number but one at its end."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
 def _tower(name: str) -> str:
     parts = name.lower().split(".")
-    found = (kind for part in parts for kind, pattern in TOWERS.items() if pattern.search(part))
+    found = (
+        kind for part in parts for kind, pattern in TOWER_NAMES.items() if pattern.search(part)
+    )
     return next(found, "")

@@ -1,6 +1,6 @@
 """Suggests arguments for LoraConfig that target what is asked for, and nothing else.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 from preflight.lora_targets.adapters import ALL_LINEAR, make_adapters
 from preflight.lora_targets.discovery import Model, list_targets, open_model, target_regex
 from preflight.lora_targets.table import Target, TargetTable
+
+# Not peft's word "all-linear", which stands for other layers: it can take experts and routers in.
+DENSE_LINEAR = "dense-linear"
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,13 @@ class Suggestion:
         return f"<pre>{escape(code)}</pre>" + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-def suggest(model: Model, what: str = "all-linear", r: int = 8) -> Suggestion:
+def suggest(model: Model, what: str = DENSE_LINEAR, r: int = 8) -> Suggestion:
     """Return arguments for LoraConfig that target what is asked for, and nothing else.
 
     `what` is a kind that occurs in the model ("attention", "MLP", "expert", ...), several joined by
-    "+", or "all-linear": every linear layer of the language model's blocks, without the output
-    layer, routers and other towers, which peft's own "all-linear" would include. Experts that are
-    3-D parameters come only when asked for: "all-linear+expert". Use it as
+    "+", or "dense-linear": every linear layer of the language model's blocks that each token goes
+    through. It leaves out experts and routers, and the towers for images and sound, all of which
+    peft's "all-linear" can reach; "dense-linear+expert" takes the experts in. Use it as
     `LoraConfig(r=8, **suggest(model, "attention"))`.
 
     Raises:
@@ -72,12 +75,8 @@ def suggest(model: Model, what: str = "all-linear", r: int = 8) -> Suggestion:
     table = list_targets(label, model, r)
     chosen = _choose(table, what)
     modules = [target for target in chosen if not target.as_parameter]
-    target_parameters = [
-        name
-        for target in chosen
-        if target.as_parameter
-        for name in (target.layers if "*" in target.as_parameter else [target.as_parameter])
-    ]
+    parameters = [target for target in chosen if target.as_parameter]
+    target_parameters = [name for target in parameters for name in _as_parameters(target)]
     names = [layer for target in modules for layer in target.layers]
     # The last resort is to name each layer whole: peft cuts a regular expression down to the last
     # parts of names where it converts the targets of a mixture of experts.
@@ -92,6 +91,11 @@ def suggest(model: Model, what: str = "all-linear", r: int = 8) -> Suggestion:
         if {layer for t in table for layer in t.layers if layer in adapters} == wanted:
             break
     else:
+        if adapters.error:
+            raise ValueError(
+                f"peft raises on every list of these layers of {label}: {adapters.error}. Give "
+                "another model, or other kinds of layers."
+            )
         raise RuntimeError(
             f"{what!r} of {label} cannot be told from other layers by any target_modules of peft. "
             "Choose another kind: see discover(...)."
@@ -109,8 +113,15 @@ def suggest(model: Model, what: str = "all-linear", r: int = 8) -> Suggestion:
 
 def _choose(table: TargetTable, what: str) -> list[Target]:
     """Return the targets of the kinds that are asked for, without those that peft refuses."""
-    allowed = {kind.lower(): kind for kind in table.kinds} | {ALL_LINEAR: ALL_LINEAR}
+    allowed = {kind.lower(): kind for kind in table.kinds} | {DENSE_LINEAR: DENSE_LINEAR}
     words = [word.strip().lower() for word in what.split("+")] if isinstance(what, str) else [""]
+    if ALL_LINEAR in words:
+        raise ValueError(
+            f'what={what!r} was given. "{ALL_LINEAR}" is peft\'s own word and needs no suggestion: '
+            f'LoraConfig(target_modules="{ALL_LINEAR}"). Allowed here are '
+            f'{", ".join(allowed.values())}. Give "{DENSE_LINEAR}" for the linear layers without '
+            "experts, routers and towers."
+        )
     if not allowed.keys() >= set(words):
         raise ValueError(
             f"what={what!r} was given. {table.model} has: {', '.join(allowed.values())}. Choose "
@@ -119,8 +130,9 @@ def _choose(table: TargetTable, what: str) -> list[Target]:
     kinds = {allowed[word] for word in words}
     chosen = []
     for target in table:
-        linear = target.in_blocks and target.type != "Parameter"
-        if not target.refused and (target.kind in kinds or (ALL_LINEAR in kinds and linear)):
+        matrix = target.in_blocks and target.type != "Parameter"
+        dense = DENSE_LINEAR in kinds and matrix and target.kind != "expert"
+        if not target.refused and (dense or target.kind in kinds):
             chosen.append(target)
     if not chosen:
         raise ValueError(
@@ -128,6 +140,14 @@ def _choose(table: TargetTable, what: str) -> list[Target]:
             f"rank {table.rank}. See the notes in discover(...), and choose another kind."
         )
     return chosen
+
+
+def _as_parameters(target: Target) -> list[str]:
+    """Return what goes into target_parameters, which knows no "*", for a target."""
+    if "*" not in target.as_parameter:
+        return [target.as_parameter]
+    end = "" if target.type == "Parameter" else ".weight"
+    return [f"{layer}{end}" for layer in target.layers]
 
 
 def _shortest_endings(wanted: Sequence[str], everything: Sequence[str]) -> list[str]:
@@ -155,4 +175,7 @@ def _notes(table: TargetTable, chosen: Sequence[Target]) -> tuple[str, ...]:
         notes.append(
             f'The experts, {share:.0%} of the parameters, stay as they are: add "+expert".'
         )
+    towers = {t.kind for t in table.in_towers}.difference(t.kind for t in chosen)
+    if towers:
+        notes.append(f"What sees or hears stays as it is ({', '.join(sorted(towers))}).")
     return tuple(notes)

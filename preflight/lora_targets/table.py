@@ -1,6 +1,6 @@
 """The table of what LoRA can target in a model.
 
-Used by lessons: 02, 03, 04, 05a, 06.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from course_utils.display import Result, html_table, text_table
 
 # The kinds that a block of the language model consists of, next to its router.
 BLOCK_KINDS = ("attention", "MLP", "shared expert", "expert", "state-space", "convolution", "other")
+TOWERS = ("vision", "audio", "encoder", "projector")  # kinds outside the language model
 LINEAR = re.compile(r"Linear|Conv1D$")  # classes of matrices: nn.Linear's, bitsandbytes', Conv1D
 HEADERS = (
     "name",
@@ -134,6 +135,11 @@ class TargetTable(Result):
         """The kinds that occur, in the model's order."""
         return tuple(dict.fromkeys(target.kind for target in self.targets))
 
+    @property
+    def in_towers(self) -> tuple[Target, ...]:
+        """The targets outside the language model, in a tower for images or sound."""
+        return tuple(target for target in self.targets if target.kind in TOWERS)
+
     def to_frame(self) -> pd.DataFrame:
         """Return a row for each target, with numbers as numbers."""
         frame = pd.DataFrame(
@@ -181,6 +187,14 @@ class TargetTable(Result):
         routers = [t.name for t in self.targets if t.kind == "router" and t.in_all_linear]
         if routers:
             lines.append(f'"all-linear" adapts a router: {", ".join(routers)}.')
+        reached = sum(target.in_all_linear for target in self.in_towers)
+        if reached:
+            lines.append(
+                f'"all-linear" reaches {reached} layers outside the language model '
+                f"({', '.join(sorted({t.kind for t in self.in_towers}))}), and so can a name or "
+                "layers_to_transform, which counts the layers of each tower. For the language "
+                'model alone: suggest(model, "dense-linear").'
+            )
         return "\n".join(lines)
 
     def __str__(self) -> str:

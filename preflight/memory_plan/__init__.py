@@ -33,10 +33,11 @@ through the step, so it comes on top of every moment of theirs, and the few laye
 none. What the passes leave once their graph is freed lies under every moment of clipping and of the
 optimizer's step, but for the gradients, which that step counts itself.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from preflight.memory_plan.advice import Change, Overhead, largest
+from preflight.memory_plan.default_adapter import default_adapter
 from preflight.memory_plan.gpu_fit import GPUFit, GPUFitTable, fit_gpus, plan_text
 from preflight.memory_plan.gpus import GPU, GPUS, find_gpu, gpu_table
 from preflight.memory_plan.options import METHODS, OPTIMIZERS
@@ -54,6 +55,7 @@ __all__ = [
     "GPUFitTable",
     "Overhead",
     "Units",
+    "default_adapter",
     "find_gpu",
     "fit_gpus",
     "flops_per_token",

@@ -1,6 +1,6 @@
 """How far a training plan can grow on a GPU, and what would make one fit that does not.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from course_utils.memory.step_memory import StepMemory, size_text
 from preflight.memory_plan.gpus import GPU
 from preflight.memory_plan.predict import predict
 from preflight.memory_plan.sharding import Units, sharded, units
+from preflight.memory_plan.stored import methods
 
 GIB = 2**30
 LARGEST_BATCH = 1024  # where the search ends
@@ -135,7 +136,12 @@ class Search:
     def possible(self, plan: Mapping[str, Any], gpu: GPU) -> list[_Step]:
         """Return the steps from a plan, without those that leave weights that are too large."""
         heavy = self.memory(plan).total("load") + self.overhead.of(0) > gpu.bytes
-        return [s for s in steps(plan, gpu) if s.lightens or not heavy]
+        allowed = methods(self.config)
+        return [
+            s
+            for s in steps(plan, gpu)
+            if s.update.get("method", plan["method"]) in allowed and (s.lightens or not heavy)
+        ]
 
     def together(self, plan: Mapping[str, Any], gpu: GPU) -> list[_Step]:
         """Return steps that make a plan fit only together, [] where nothing does."""

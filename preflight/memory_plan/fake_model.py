@@ -2,7 +2,7 @@
 
 Its tensors are fake: they have a shape, a dtype and a device.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from peft import get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 from trl.trainer import utils as trl_utils
 
+from course_utils.configs import auto_class
 from preflight.memory_plan.options import StepOptions
+from preflight.memory_plan.stored import holds_fp8, replace_layers
 
 # What SFTTrainer asks of its fused head: the loss, and what its two metrics need.
 SFT_OUTPUTS = ("log_probs", "entropy", "is_top1")
@@ -76,12 +78,14 @@ def build_base(config: PretrainedConfig, options: StepOptions) -> nn.Module:
     config = copy.deepcopy(config)  # transformers notes its choices in it
     config.use_cache = False
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        model = auto_class(config, writes=True).from_config(
             config,
             dtype=options.dtype,
             attn_implementation=attention,
             trust_remote_code=False,
         )
+    if holds_fp8(config):
+        replace_layers(model, config)
     if options.quantization_config is not None:
         quantizer = AutoHfQuantizer.from_config(options.quantization_config, pre_quantized=False)
         quantizer.preprocess_model(model, dtype=options.dtype, device_map={"": "cpu"})

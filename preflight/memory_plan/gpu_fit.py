@@ -1,6 +1,6 @@
 """On which GPUs a training plan fits.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from course_utils.display import text_table
 from course_utils.memory.step_memory import StepMemory, size_text
 from preflight.memory_plan.advice import GIB, Change, Overhead, Search
 from preflight.memory_plan.gpus import GPU, GPUS, find_gpu
+from preflight.memory_plan.model_notes import model_notes
 from preflight.memory_plan.sharding import check_degree
+from preflight.memory_plan.stored import dequantized, holds_fp8
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class GPUFitTable:
     """Plans on GPUs, as a table; `fits[gpu, method]` is one of its rows.
 
     `unquantized` is the share of the parameters that bitsandbytes leaves as they are because they
-    are 3-D tensors, in which several experts lie; 0 if no method quantizes.
+    are 3-D tensors, in which several experts lie; 0 if no method quantizes. `about` is what there
+    is to know of the model, in sentences.
     """
 
     rows: tuple[GPUFit, ...]
     overhead: Overhead = field(default_factory=Overhead)
     unquantized: float = 0.0
+    about: tuple[str, ...] = ()
 
     def __getitem__(self, key: tuple[str | float | GPU, str]) -> GPUFit:
         gpu, method = find_gpu(key[0]), key[1]
@@ -79,8 +83,12 @@ class GPUFitTable:
         gpus = {row.gpu for row in self.rows}
         notes = [
             f"The overhead ({self.overhead}: CUDA context, workspaces, fragmentation) is an "
-            "assumption; the rest is simulated."
+            "assumption; the rest is simulated.",
+            *self.about,
         ]
+        idle = sorted({name for row in self.rows for name in row.memory.settings.get("idle", ())})
+        if idle:
+            notes.append(f"No gradient reaches what would be trained in {', '.join(idle)}.")
         if self.unquantized:
             notes.append(
                 f"{self.unquantized:.0%} of the parameters are experts in 3-D tensors. "
@@ -186,20 +194,24 @@ def fit_gpus(
             f"{len(chosen)} GPUs and {len(wanted)} methods were given. There has to be at least "
             "one of each. Leave gpus out for all that the course knows."
         )
-    search = Search(config, overhead)
+    kept = opened = Search(config, overhead)
+    if holds_fp8(config):
+        opened = Search(dequantized(config), overhead)
     sizes = {"batch_size": batch_size, "length": length, "shards": shards}
     rows = []
     for method in wanted:
         plan = {"method": method} | sizes | options
-        memory = search.memory(plan)
         for gpu in chosen:
+            search = kept if gpu.fp8 else opened
+            memory = search.memory(plan)
             largest = search.limits(plan, gpu) if limits else (None, None)
             remedy = search.advice(plan, gpu) if advice else ((), ())
             rows.append(GPUFit(gpu, method, memory, overhead.of(memory.peak), *largest, *remedy))
     rows.sort(key=lambda row: chosen.index(row.gpu))
     quantized = options.get("quantization_config") is not None
     quantizes = quantized or not {"qlora", "int8"}.isdisjoint(wanted)
-    return GPUFitTable(tuple(rows), overhead, _share_of_experts(config) if quantizes else 0.0)
+    experts = _share_of_experts(config) if quantizes else 0.0
+    return GPUFitTable(tuple(rows), overhead, experts, tuple(model_notes(config)))
 
 
 def _share_of_experts(config: PretrainedConfig) -> float:
@@ -217,6 +229,8 @@ def _several(gpus: Any) -> list[Any]:
 def plan_text(result: GPUFitTable) -> str:
     """Return what was found about one method as text: its parts, where it fits, what to do."""
     row = result.rows[0]
+    alike = len({r.memory.peak for r in result.rows}) == 1
+    what = row.method if alike else f"{row.method} on {row.gpu.name}"
     held = [(name, size_text(n)) for name, n in row.memory.at_peak.items() if n > 2**16]
     held += [
         ("sum", size_text(row.memory.peak)),
@@ -226,7 +240,7 @@ def plan_text(result: GPUFitTable) -> str:
     if row.memory.host:
         held.append(("in the machine's memory", size_text(row.memory.host)))
     lines = [
-        text_table(held, (f"{row.method}, peak in the {row.memory.peak_phase} phase", "")),
+        text_table(held, (f"{what}, peak in the {row.memory.peak_phase} phase", "")),
         "",
     ]
     for fits, words in ((True, "fits"), (False, "does not fit")):

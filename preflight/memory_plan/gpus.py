@@ -1,6 +1,6 @@
 """Real GPUs and the memory that a program gets on each.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class GPU:
     correction keep a part (drivers differ by about 0.2 GiB); on Apple's the share of the unified
     memory that Metal recommends to a GPU program. `sold_as` is the figure on the box in GB. `bf16`
     is True where the hardware itself computes in bfloat16, `cuda` where it runs CUDA (bitsandbytes'
-    8-bit optimizers need it). `source` says where `memory` was read.
+    8-bit optimizers need it), `fp8` where transformers keeps weights in FP8 (compute capability 8.9
+    on). `source` says where `memory` was read.
     """
 
     name: str
@@ -29,6 +30,7 @@ class GPU:
     bf16: bool = True
     source: str = "given"
     cuda: bool = True
+    fp8: bool = True
 
     @property
     def bytes(self) -> int:
@@ -38,27 +40,36 @@ class GPU:
 
 # The figures are from reports with the device's name in them: GitHub issues and pull requests, as
 # owner/repository#number with the year. Turing (T4) has no bfloat16: NVIDIA, TensorRT-RTX support
-# matrix (2025). Apple's share: `torch.mps.recommended_max_memory()`, which passes on Metal's
+# matrix (2025). Computing in FP8 begins with Ada and Hopper: transformers' FP8 quantizer
+# (5.24). Apple's share: `torch.mps.recommended_max_memory()`, which passes on Metal's
 # recommendedMaxWorkingSetSize (pytorch/pytorch#128289, 2024); newer systems give a larger share.
 GPUS = (
-    GPU("T4", 14.56, 16, False, "Zheng-Chong/CatVTON#133 (2025)"),
+    GPU("T4", 14.56, 16, False, "Zheng-Chong/CatVTON#133 (2025)", fp8=False),
     GPU("L4", 21.96, 24, True, "vllm-project/vllm#12539 (2025)"),
-    GPU("A10G", 22.06, 24, True, "torch.cuda on AWS g5, in public logs (2025)"),
-    GPU("RTX 3090", 23.59, 24, True, "Stable-X/StableNormal#33 (2025)"),
+    GPU("A10G", 22.06, 24, True, "torch.cuda on AWS g5, in public logs (2025)", fp8=False),
+    GPU("RTX 3090", 23.59, 24, True, "Stable-X/StableNormal#33 (2025)", fp8=False),
     GPU("RTX 4090", 23.52, 24, True, "Soul-AILab/SoulX-FlashTalk#5 (2026)"),
     GPU("RTX 5090", 31.36, 32, True, "TrajectoryCrafter/TrajectoryCrafter#20 (2025)"),
-    GPU("A100 40GB", 39.50, 40, True, "TianheWu/CoSeR#10 (2025)"),
+    GPU("A100 40GB", 39.50, 40, True, "TianheWu/CoSeR#10 (2025)", fp8=False),
     GPU("L40S", 44.53, 48, True, "vllm-project/vllm#15598 (2025)"),
-    GPU("A100 80GB", 79.25, 80, True, "HiDream-ai/VAREdit#6 (2025)"),
+    GPU("A100 80GB", 79.25, 80, True, "HiDream-ai/VAREdit#6 (2025)", fp8=False),
     GPU("H100 80GB", 79.11, 80, True, "vllm-project/vllm#27508 (2025)"),
     GPU("H200", 139.80, 141, True, "torch.cuda on 8xH200 machines, in public logs (2025)"),
     GPU("B200", 178.35, 180, True, "pytorch/ao#4002 (2026)"),
-    GPU("Apple 16GB", 10.67, 16, False, "abetlen/llama-cpp-python#687 (2023)", cuda=False),
-    GPU("Apple 32GB", 21.33, 32, False, "ollama/ollama#434 (2023)", cuda=False),
     GPU(
-        "Apple 64GB", 48.00, 64, False, "llama-cpp-python, docs/install/macos.md (2023)", cuda=False
+        "Apple 16GB", 10.67, 16, False, "abetlen/llama-cpp-python#687 (2023)", cuda=False, fp8=False
     ),
-    GPU("Apple 128GB", 107.52, 128, False, "antirez/ds4#893 (2026)", cuda=False),
+    GPU("Apple 32GB", 21.33, 32, False, "ollama/ollama#434 (2023)", cuda=False, fp8=False),
+    GPU(
+        "Apple 64GB",
+        48.00,
+        64,
+        False,
+        "llama-cpp-python, docs/install/macos.md (2023)",
+        cuda=False,
+        fp8=False,
+    ),
+    GPU("Apple 128GB", 107.52, 128, False, "antirez/ds4#893 (2026)", cuda=False, fp8=False),
 )
 LARGEST = 1000  # GiB; larger numbers are names, such as 4090
 

@@ -5,7 +5,7 @@ something else than a GPU, or than real tensors, a function is replaced, for the
 the docstring of each replacement says why. A library can change such a function with any version,
 so its parameters are compared with those that were seen. All of it is in this module.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # The versions with which all below was last looked at; those of constraints.txt.
 SEEN = {
     "torch": "2.13.0",
-    "transformers": "5.23.0",
+    "transformers": "5.24.0",
     "peft": "0.21.2",
     "trl": "1.16.0",
     "accelerate": "1.15.0",
@@ -229,10 +229,39 @@ def _int8_product(
     return product(CA, CB, SCA, SCB, bias=bias, dtype=A.dtype), A.new_empty(0)
 
 
+def _fp8_linear(
+    original: Any,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale_inv: torch.Tensor,
+    block_size: list[int] | None = None,
+    bias: torch.Tensor | None = None,
+    activation_scale: torch.Tensor | None = None,
+    allow_deepgemm: bool = True,
+) -> torch.Tensor:
+    """The product with weights in FP8, which is a GPU's: its kernel allocates the result alone."""
+    return input.new_empty(*input.shape[:-1], len(weight))
+
+
+def _fp8_grouped_matmul(
+    original: Any,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale_inv: torch.Tensor,
+    offsets: torch.Tensor,
+    tokens_per_expert: torch.Tensor,
+    block_size: list[int] | None,
+) -> torch.Tensor:
+    """The same for the experts of a mixture."""
+    return input.new_empty(len(input), weight.shape[1])
+
+
 ALWAYS = (
     Name("transformers.masking_utils.find_packed_sequence_indices", _no_packing),
     Name("torch.nn.functional.grouped_mm", _grouped_mm),
     Name("torch.rand", _rand),
+    Name("transformers.integrations.finegrained_fp8.fp8_linear", _fp8_linear),
+    Name("transformers.integrations.finegrained_fp8.fp8_grouped_matmul", _fp8_grouped_matmul),
 )
 ON_GPU = (
     Name("torch.nn.functional.dropout", _dropout),

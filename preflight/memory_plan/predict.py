@@ -1,6 +1,6 @@
 """Predict what a training step takes on hardware that is not here: simulate it.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from course_utils.configs import load_config
 from course_utils.memory.allocations import Moment, phases_and_timeline
 from course_utils.memory.step_memory import CATEGORIES, StepMemory
+from preflight.memory_plan.default_adapter import default_adapter
 from preflight.memory_plan.extrapolate import FEW, LayersDiffer, extrapolate
 from preflight.memory_plan.library_patches import (
     LibraryChanged,
@@ -29,6 +30,7 @@ from preflight.memory_plan.library_patches import (
 )
 from preflight.memory_plan.options import StepOptions
 from preflight.memory_plan.simulate import STATE, Pass, run_optimizer, simulated_pass
+from preflight.memory_plan.stored import as_loaded
 
 GRADIENTS = CATEGORIES.index("gradients")
 
@@ -62,20 +64,24 @@ def predict(
     top of it.
 
     `model` is a config, or what `load_config` reads: the name of a shipped one such as
-    "llama-3.1-8b", a config.json, a folder that holds one, or a hub id. `method` is "full",
-    "lora" (rank 16 on all linear layers unless `peft_config` says otherwise), "qlora" (the same on
-    NF4 with double quantization unless `quantization_config` says otherwise), "int8", or "peft"
-    with any `peft_config`. `loss` is "fused" as in SFTTrainer or "full" (all logits) as in Trainer;
-    `mixed_precision` ("no", "bf16", "fp16") and `adapter_dtype` follow that trainer when they are
-    None. `attention` is "sdpa", "eager", "flash_attention_2" or None, which leaves it to
-    transformers (sdpa where an architecture has it). `padding` says that rows differ in length, so
-    that an attention mask is needed. `device` is where the step is to run; "cuda" stands for a GPU
-    of the Ampere generation or newer, where attention has its fused kernels. With `layers="auto"` a
-    decoder whose layers are all alike is simulated with a few of them and extrapolated exactly;
-    where they differ, a warning is logged and each is simulated, as "all" does it.
+    "llama-3.1-8b", a config.json, a folder that holds one, or a hub id. `method` is "full", "lora"
+    (rank 16 on all linear layers that peft takes, unless `peft_config` says otherwise; see
+    `default_adapter`), "qlora" (the same on NF4 with double quantization unless
+    `quantization_config` says otherwise), "int8", or "peft" with any `peft_config`. `loss` is
+    "fused" as in SFTTrainer or "full" (all logits) as in Trainer; `mixed_precision` ("no", "bf16",
+    "fp16") and `adapter_dtype` follow that trainer when they are None. `attention` is "sdpa",
+    "eager", "flash_attention_2" or None, which leaves it to transformers (sdpa where an
+    architecture has it). `padding` says that rows differ in length, so that an attention mask is
+    needed. `device` is where the step is to run; "cuda" stands for a GPU of the Ampere generation
+    or newer, where attention has its fused kernels. With `layers="auto"` a decoder whose layers are
+    all alike is simulated with a few of them and extrapolated exactly; where they differ, a warning
+    is logged and each is simulated, as "all" does it. A model that sees or hears is planned for
+    rows of text alone; a checkpoint that is quantized already, as transformers holds it in training
+    (one in FP8: on a GPU that computes in it).
 
     Raises:
-        ValueError: if an option is unknown, or two do not go together.
+        ValueError: if an option is unknown, two do not go together, the model does not write text
+            from left to right, or its checkpoint is quantized in a way that cannot be trained so.
         FileNotFoundError: if the config is missing.
         RuntimeError: if the config cannot be fetched, or the model cannot be simulated; as
             LibraryChanged where a library is not as the simulation expects it.
@@ -101,7 +107,9 @@ def predict(
         prepare_for_kbit=prepare_for_kbit,
         device=device,
     )
-    config = load_config(model)
+    config = as_loaded(load_config(model), options)
+    if peft_config is None and options.peft_config is not None:
+        options.peft_config = default_adapter(config)
     check_libraries(device)
     with _explained(f"A step of {config.model_type!r} with these options"):
         passes, simulated = _passes(config, options, layers)
@@ -122,6 +130,7 @@ def predict(
         "prepare_for_kbit": prepare_for_kbit,
         "layers": config.get_text_config().num_hidden_layers,
         "simulated_layers": simulated,
+        "idle": list(passes.idle),
         "seconds": round(time.perf_counter() - started, 2),
     }
     return StepMemory(phases, host, timeline, device=device, settings=settings)

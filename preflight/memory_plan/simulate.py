@@ -1,6 +1,6 @@
 """One training step on fake tensors: a pass forward and backward, and an optimizer's step.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from course_utils.memory.allocations import Moment, Region, highest
 from course_utils.memory.measure import attached, count_states, unwrapped
 from course_utils.memory.meter import MemoryMeter, in_backward, tensors_in
 from course_utils.memory.step_memory import CATEGORIES
+from preflight.lora_targets.layers import without_numbers
 from preflight.memory_plan.fake_model import NoValues, build_model, fake_mode
 from preflight.memory_plan.library_patches import patched, ready_for_fake
 from preflight.memory_plan.options import StepOptions
@@ -47,7 +48,8 @@ class Pass:
 
     Its moments in order; the levels at the end of the backward pass, and after its graph was freed;
     the parameters that it trains; and the regions of a simulated one, none if one came twice: a row
-    for the highest moment of a region, a row for its last.
+    for the highest moment of a region, a row for its last. `idle` names the modules whose trainable
+    parameters got no gradient, such as the adapters of a vision tower that got no image.
     """
 
     moments: list[Moment]
@@ -55,6 +57,7 @@ class Pass:
     freed: np.ndarray
     trained: tuple[Trained, ...]
     regions: dict[Region, np.ndarray] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
 
 
 def simulated_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
@@ -78,6 +81,7 @@ def simulated_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
             meter.allocations.start_run("end")
             del loss  # and with it the graph, before clipping
         trained = tuple(_trained(model))
+        idle = tuple(dict.fromkeys(map(without_numbers, _idle(unwrapped(model)))))
     allocations = meter.allocations
     levels = allocations.levels()
     regions = [(name, levels[rows]) for name, rows in allocations.between(allocations.regions)]
@@ -88,6 +92,7 @@ def simulated_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
         freed=levels[-1],
         trained=trained,
         regions={name: np.array([highest(part), part[-1]]) for name, part in regions if once},
+        idle=idle,
     )
 
 
@@ -171,6 +176,16 @@ def _trained(model: nn.Module) -> Iterator[Trained]:
         if parameter.grad is not None:
             shape = tuple(parameter.shape)
             yield Trained(shape, parameter.dtype, name in decaying, id(parameter) in embedded)
+
+
+def _idle(model: nn.Module, name: str = "") -> Iterator[str]:
+    """Yield the names of the largest modules in which nothing that is trained got a gradient."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if trained and all(parameter.grad is None for parameter in trained):
+        yield name
+    elif any(parameter.grad is None for parameter in trained):
+        for child, module in model.named_children():
+            yield from _idle(module, f"{name}.{child}".removeprefix("."))
 
 
 def run_optimizer(

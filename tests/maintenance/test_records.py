@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import planners
 import pytest
 import run_lessons
 import teaching
@@ -132,3 +133,11 @@ def test_the_cost_of_every_lesson_is_on_record() -> None:
         minutes = teaching.run_minutes(name.partition("_")[0])
         assert abs(minutes - cost["seconds"] / 60) < 1, f"{name}: correct the README's table"
     assert found["jobs"] in (1, 2)
+
+
+def test_the_page_of_planners_has_the_table_of_its_record() -> None:
+    record = json.loads(planners.RESULTS.read_text(encoding="utf-8"))
+    asked = [{key: case[key] for key in record["cases"][0]} for case in planners.cases()]
+    assert record["cases"] == asked
+    assert planners.table(record) in planners.PAGE.read_text(encoding="utf-8")
+    assert all(record["versions"][name] == pin for name, pin in planners.PLANNERS.items())
