@@ -1,7 +1,8 @@
 """Speed of the course's parts, each in relation to something that runs next to it.
 
     python benchmarks/bench.py             the whole table: a few minutes
-    python benchmarks/bench.py training    one part: training, real, start, widgets or simulation
+    python benchmarks/bench.py training    one part: training, real, start, widgets, simulation or
+                                           check
 
 A time says little on another machine, so what counts are the ratios. The cases that are compared
 take turns, three times, and the median is taken: other work on the machine hits all of them alike.
@@ -46,6 +47,7 @@ from course_utils.memory import MeterCallback
 from course_utils.paths import POCKET_MODEL, REAL_MODELS
 from course_utils.tokenizer_setup import with_pad_token
 from preflight import explorers
+from preflight.dataset_check import check
 from preflight.memory_plan import predict
 
 TURNS = 3
@@ -370,6 +372,19 @@ def simulation() -> Iterator[tuple[str, str, str]]:
         yield f"simulate {model}", parts, "< 10 s" if model == "llama-3.1-8b" else ""
 
 
+def checking() -> Iterator[tuple[str, str, str]]:
+    """Yield a row on what the sample saves in the check of a large dataset with a tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_MODEL)
+    tickets = data.load("tickets", "train", form="messages")["messages"]
+    rows = [
+        {"messages": [{**m, "content": f"{m['content']} {n}"} for m in tickets[n % len(tickets)]]}
+        for n in range(40_000)
+    ]
+    some = timed(lambda: check(rows, tokenizer), 1)
+    every = timed(lambda: check(rows, tokenizer, every_row=True), 1)
+    yield "check, 40,000 chats: a sample / every row", f"{some / every:.2f}", "<= 0.25"
+
+
 def timed(work: Callable[[], object], turns: int) -> float:
     """Return the median seconds of some work."""
     seconds = []
@@ -386,6 +401,7 @@ PARTS = {
     "start": start,
     "widgets": redraws,
     "simulation": simulation,
+    "check": checking,
 }
 
 

@@ -34,7 +34,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from course_utils.paths import CONFIGS, REAL_MODELS, is_path
+from course_utils.paths import CONFIGS, is_path, located
 
 # transformers' classes by head, with the configs of each. A model that sees or hears (whose config
 # can stand with the causal ones too, for its text part alone) comes whole.
@@ -83,24 +83,6 @@ def load_config(model: str | Path | PretrainedConfig) -> PretrainedConfig:
     elif is_path(name) or path.suffix == ".json":
         raise FileNotFoundError(f"{name!r} does not exist. {_allowed()} Check the path.")
     return read_config(source, repr(name), _allowed())
-
-
-def located(name: str) -> str:
-    """Return the folder of a real model that `make real` fetches, by its name; others as they are.
-
-    Raises:
-        FileNotFoundError: if it was not fetched yet.
-    """
-    if name not in REAL_MODELS:
-        return name
-    folder = REAL_MODELS[name]
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(
-            f"{name!r} is not on this machine yet. Fetch it once: `make real` (270 MB), or where "
-            f"there is no make: python scripts/real_model.py. To name a folder of yours that is "
-            f"called so, write ./{name}."
-        )
-    return str(folder)
 
 
 def check_folder(

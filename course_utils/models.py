@@ -15,8 +15,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from course_utils.configs import check_folder, located, read_config
-from course_utils.paths import POCKET_MODEL, is_path
+from course_utils.configs import check_folder, read_config
+from course_utils.paths import POCKET_MODEL, is_path, located
 
 VARIABLE = "COURSE_MODEL"
 ALLOWED = (

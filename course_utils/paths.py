@@ -19,3 +19,21 @@ REAL_MODELS: dict[str, Path] = {"smollm2": COURSE_ROOT / "build" / "real" / "smo
 def is_path(name: str) -> bool:
     """Return whether a name can only be a path, and not one of the Hugging Face Hub's."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def located(name: str) -> str:
+    """Return the folder of a real model that `make real` fetches, by its name; others as they are.
+
+    Raises:
+        FileNotFoundError: if it was not fetched yet.
+    """
+    if name not in REAL_MODELS:
+        return name
+    folder = REAL_MODELS[name]
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"{name!r} is not on this machine yet. Fetch it once: `make real` (270 MB), or where "
+            f"there is no make: python scripts/real_model.py. To name a folder of yours that is "
+            f"called so, write ./{name}."
+        )
+    return str(folder)

@@ -22,6 +22,7 @@ def check(options: argparse.Namespace) -> int:
         max_length=options.max_length,
         eval_dataset=options.eval,
         assistant_only_loss=options.assistant_only_loss,
+        every_row=options.every_row,
     )
     print(json.dumps(report.to_dict(), indent=2) if options.json else report)
     return 0 if report.ok else 1
@@ -31,7 +32,7 @@ def _tokenizer(name: str) -> Any:
     """Return the tokenizer of a folder or of the hub."""
     from transformers import AutoTokenizer
 
-    from course_utils.configs import located
+    from course_utils.paths import located
 
     place = located(name)
     try:
@@ -164,6 +165,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--eval", help="a second dataset that must not overlap with the first")
     command.add_argument(
         "--assistant-only-loss", action="store_true", help="as your SFTConfig has it"
+    )
+    command.add_argument(
+        "--every-row", action="store_true", help="tokenise all rows of a large dataset, not some"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=check)

@@ -40,9 +40,9 @@ from trl import SFTConfig, SFTTrainer
 from course_utils import hardware, metrics, models, quantization
 from course_utils.compare.experiments import Experiment
 from course_utils.compare.rows import COURSE_DATA, Rows, load_rows
-from course_utils.configs import located
 from course_utils.divergence import Diverged, StopOnDivergence
 from course_utils.memory import MeterCallback
+from course_utils.paths import located
 from course_utils.tokenizer_setup import PLAIN_TEMPLATE, with_pad_token
 
 # Arguments of SFTConfig for every run, unless its experiment says otherwise.

@@ -5,7 +5,7 @@ Used by lessons: 01, 04, 05a, 06.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
@@ -16,10 +16,11 @@ from preflight.dataset_check.labels import LabelTypes
 from preflight.dataset_check.mixed import Forms
 from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.reading import Split, open_splits
-from preflight.dataset_check.rendering import Renderer
+from preflight.dataset_check.rendering import Renderer, tools_of
 from preflight.dataset_check.report import Collector, Finding, Report
-from preflight.dataset_check.rows import Repeats, label_faults, row_faults, trainable
+from preflight.dataset_check.rows import Repeats, label_faults, row_faults, texts_in, trainable
 from preflight.dataset_check.rules import RULES
+from preflight.dataset_check.sampling import Sample
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
 
 __all__ = ["Finding", "Report", "check"]
@@ -36,6 +37,7 @@ def check(
     num_labels: int | None = None,
     max_rows: int = 5,
     assistant_only_loss: bool = False,
+    every_row: bool = False,
 ) -> Report:
     """Examine a dataset for SFT before training: what is wrong, in which rows, how to fix it.
 
@@ -44,7 +46,8 @@ def check(
     split for each name) or a hub id. Lengths are in tokens and need the tokenizer; `max_length` is
     the one you will give to SFTConfig (1024 is its default; None cuts nothing). `num_labels` is the
     number of classes if the rows have labels; `max_rows` is how many row numbers a finding keeps;
-    `assistant_only_loss` is the one of your SFTConfig.
+    `assistant_only_loss` is the one of your SFTConfig. Of a large split, a part is rendered and
+    tokenised, and the report says which share; with `every_row` all of it is.
 
     Returns a Report. It foresees what SFTTrainer 1.16 does by default: cut at the end, and train on
     the completion only where there is one. Raises FileNotFoundError, ValueError or RuntimeError for
@@ -69,8 +72,11 @@ def check(
         )
 
     renderer = Renderer(processor, tokenizer, assistant_only_loss)
-    checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer)
-    checked = [checker.check(split, place) for place, split in enumerate(splits)]
+    checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer, every_row)
+    checked: list[_Checked] = []
+    for place, split in enumerate(splits):
+        checked.append(_Checked(checker, split, place))
+        checked[-1].read()
     first = checked[0]
     findings: list[Finding] = []
     for one in checked:
@@ -117,13 +123,118 @@ def _validate(tokenizer: Any, max_length: int | None) -> Any:
 
 
 @dataclass
-class _Checked:
-    """A split whose rows were read, and what was found in it."""
+class _Checker:
+    """What all splits are checked with, and what is remembered of the rows of those before."""
 
-    split: Split
-    form: Format
-    columns: list[str]
-    found: Collector
+    tokenizer: Any
+    max_length: int | None
+    num_labels: int | None
+    max_rows: int
+    renderer: Renderer
+    every_row: bool
+    repeats: Repeats = field(default_factory=Repeats)
+    near: NearDuplicates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.near = NearDuplicates(self.max_rows)
+
+    def tokens(self, form: Format) -> TokenFaults:
+        """Return what looks for the faults of tokens in rows of a form."""
+        return TokenFaults(self.tokenizer, self.max_length, form, self.renderer, self.every_row)
+
+
+class _Checked:
+    """A split, and what is found in it while its rows are read, once and in their order."""
+
+    def __init__(self, checker: _Checker, split: Split, place: int) -> None:
+        self.split = split
+        self.found = Collector(split.name, checker.max_rows)
+        self._checker, self._place = checker, place
+        rows = iter(split.rows)
+        sample = [*islice(rows, SAMPLE)]
+        known = [row for row in sample if isinstance(row, dict)]
+        self._rows = chain(sample, rows)
+        self.columns = split.columns or [*dict.fromkeys(str(name) for row in known for name in row)]
+        self._forms = Forms(self.columns, known, checker.max_rows)
+        self.form = self._forms.form
+        self._tokens = checker.tokens(self.form)
+        self._others = _Others(checker, self.found)
+        first = [values for row in known for values in self.form.examples(row)]
+        self._contents = Contents(split.name, first, checker.near, checker.max_rows)
+        self._labels = LabelTypes([] if self.form.target == "tokens" else known)
+        features = split.features.items()
+        self._classes = {n: f.num_classes for n, f in features if hasattr(f, "num_classes")}
+
+    def read(self) -> None:
+        """Look at each row, and then at what they show together."""
+        found = self.found
+        for number, faults in self._tokens.of(self._usable()):
+            found.add_all(number, faults)
+        self._others.flush()
+        self._note_passed_over([self._tokens.sample, *self._others.samples])
+        self._contents.note(found)
+        self.form = self._forms.most()
+        for fewer in self._forms.fewer():
+            found.add_tally("mixed_forms", fewer)
+        self._note_whole()
+
+    def _usable(self) -> Iterator[tuple[int, Row]]:
+        """Note what rows show by themselves, and yield those that can be tokenised."""
+        for number, row in enumerate(self._rows):
+            self.split.count = number + 1
+            if not isinstance(row, dict):
+                self.found.add("wrong_type", number, row)
+                continue
+            form, tools = self._forms.of(row, number), tools_of(row)
+            faults = [*self.split.loaded.faults(number, row, form.source.values())]
+            if form.target != "tokens":
+                faults += label_faults(row, self._classes, self._checker.num_labels)
+                faults += self._labels.faults(row)
+            for values in form.examples(row):
+                texts = texts_in(values)
+                own = row_faults(values, form, texts)
+                usable = trainable(values, own)
+                if usable:
+                    before = [*self._checker.repeats.faults(values, texts, self._place, tools)]
+                    own += before
+                    if form.target not in ("tokens", "unknown"):
+                        own += self._contents.faults(number, values, tools, bool(before))
+                faults += own
+                if not usable or form.target == "unknown":
+                    continue
+                if form.chat:
+                    values = _settings(row, tools, form) | values
+                if form is self._forms.form:
+                    yield number, values
+                else:
+                    self._others.add(form, number, values)
+            if faults:
+                self.found.add_all(number, faults)
+
+    def _note_passed_over(self, samples: list[Sample]) -> None:
+        passed = sum(sample.passed_over for sample in samples)
+        if passed:
+            total = sum(sample.total for sample in samples)
+            self.found.add("sampled", example=f"{total - passed:,} of {total:,} rows looked at")
+
+    def _note_whole(self) -> None:
+        """Note what is wrong with the split or with its files as a whole."""
+        split, found = self.split, self.found
+        if not split.count:
+            found.add("empty_dataset")
+        elif not self.columns:
+            found.add("unknown_format", example="rows without a column")
+        texts = [] if self.form.chat else self.form.source.values()
+        as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
+        for code, of_part, said in split.loaded.of_parts():
+            for number in of_part:
+                found.add(code, number, said)
+        as_json += split.loaded.as_json.values()
+        if as_json:
+            found.add("json_column", example=as_json)
+        for file, of_file in split.faults.items():
+            for code, line, reason in of_file:
+                found.add(code, line, f"{file}: {reason}" if file else reason, file)
 
     def note_format(self) -> None:
         """Note what the columns lack, or what has to be done with them before training."""
@@ -142,133 +253,41 @@ class _Checked:
             self.found.add("media", example=media)
 
 
-@dataclass
-class _Checker:
-    """Looks for faults in one split after the other, and remembers the rows of those before."""
-
-    tokenizer: Any
-    max_length: int | None
-    num_labels: int | None
-    max_rows: int
-    renderer: Renderer
-    repeats: Repeats = field(default_factory=Repeats)
-    near: NearDuplicates = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.near = NearDuplicates(self.max_rows)
-
-    def check(self, split: Split, place: int) -> _Checked:
-        """Read a split once, from its first row to its last, and note the faults on the way."""
-        found = Collector(split.name, self.max_rows)
-        rows = iter(split.rows)
-        sample = [*islice(rows, SAMPLE)]
-        known = [row for row in sample if isinstance(row, dict)]
-        columns = split.columns or [*dict.fromkeys(str(name) for row in known for name in row)]
-        forms = Forms(columns, known, self.max_rows)
-        checked = _Checked(split, forms.form, columns, found)
-        tokens = TokenFaults(self.tokenizer, self.max_length, checked.form, self.renderer)
-        others = _Others(self.tokenizer, self.max_length, self.renderer, found)
-        first = [values for row in known for values in forms.form.examples(row)]
-        contents = Contents(split.name, first, self.near, self.max_rows)
-        labels = LabelTypes([] if checked.form.target == "tokens" else known)
-        usable = self._usable(chain(sample, rows), place, checked, forms, others, contents, labels)
-        for number, faults in tokens.of(usable):
-            found.add_all(number, faults)
-        others.flush()
-        contents.note(found)
-        checked.form = forms.most()
-        for names, count, first in forms.fewer():
-            found.add_rows("mixed_forms", first, count, names)
-        if not split.count:
-            found.add("empty_dataset")
-        elif not columns:
-            found.add("unknown_format", example="rows without a column")
-        texts = [] if checked.form.chat else checked.form.source.values()
-        as_json = [name for name in texts if type(split.features.get(name)).__name__ == "Json"]
-        for code, of_part, said in split.loaded.of_parts():
-            for number in of_part:
-                found.add(code, number, said)
-        as_json += split.loaded.as_json.values()
-        if as_json:
-            found.add("json_column", example=as_json)
-        for file, of_file in split.faults.items():
-            for code, line, reason in of_file:
-                found.add(code, line, f"{file}: {reason}" if file else reason, file)
-        return checked
-
-    def _usable(
-        self,
-        rows: Iterable[Any],
-        place: int,
-        checked: _Checked,
-        forms: Forms,
-        others: _Others,
-        contents: Contents,
-        labels: LabelTypes,
-    ) -> Iterator[tuple[int, Row]]:
-        """Note what rows show by themselves, and yield those that can be tokenised."""
-        split, found = checked.split, checked.found
-        classes = {n: f.num_classes for n, f in split.features.items() if hasattr(f, "num_classes")}
-        for number, row in enumerate(rows):
-            split.count = number + 1
-            if not isinstance(row, dict):
-                found.add("wrong_type", number, row)
-                continue
-            form = forms.of(row, number)
-            faults = [*split.loaded.faults(number, row, form.source.values())]
-            if form.target != "tokens":
-                faults += [*label_faults(row, classes, self.num_labels), *labels.faults(row)]
-            for values in form.examples(row):
-                own = row_faults(values, form)
-                usable = trainable(values, own)
-                if usable:
-                    before = [*self.repeats.faults(values, place, row.get("tools"))]
-                    own += before
-                    if form.target not in ("tokens", "unknown"):
-                        own += contents.faults(number, values, row.get("tools"), bool(before))
-                faults += own
-                if not usable or form.target == "unknown":
-                    continue
-                if form.chat:
-                    values = _settings(row, form) | values
-                if form is forms.form:
-                    yield number, values
-                else:
-                    others.add(form, number, values)
-            if faults:
-                found.add_all(number, faults)
-
-
-def _settings(row: Row, form: Format) -> Row:
+def _settings(row: Row, tools: Any, form: Format) -> Row:
     """Return what SFTTrainer gives the chat template next to the messages, where the row has it."""
     given = {name: row[name] for name in SETTINGS if name in row}
     if form.mapping and given.get("tools") == "":  # the mapping makes an empty list of it
         del given["tools"]
+    elif "tools" in given:
+        given["tools"] = tools
     return given
 
 
 class _Others:
     """Tokenises rows of other forms than the first rows have, some at a time."""
 
-    def __init__(
-        self, tokenizer: Any, max_length: int | None, renderer: Renderer, found: Collector
-    ) -> None:
-        self._how, self._renderer, self._found = (tokenizer, max_length), renderer, found
-        self._forms: dict[str, Format] = {}
+    def __init__(self, checker: _Checker, found: Collector) -> None:
+        self._checker, self._found = checker, found
+        self._tokens: dict[str, TokenFaults] = {}
         self._waiting: dict[str, list[tuple[int, Row]]] = {}
 
     def add(self, form: Format, number: int, values: Row) -> None:
         """Keep a row, and look at those kept when they are many."""
-        self._forms[form.name] = form
+        if form.name not in self._tokens:
+            self._tokens[form.name] = self._checker.tokens(form)
         waiting = self._waiting.setdefault(form.name, [])
         waiting.append((number, values))
         if len(waiting) >= SAMPLE:
             self.flush()
 
+    @property
+    def samples(self) -> list[Sample]:
+        """What was looked at, of each form."""
+        return [tokens.sample for tokens in self._tokens.values()]
+
     def flush(self) -> None:
         """Look at all that was kept."""
         for name, waiting in self._waiting.items():
-            tokens = TokenFaults(*self._how, self._forms[name], self._renderer)
-            for number, faults in tokens.of(iter(waiting)):
+            for number, faults in self._tokens[name].of(iter(waiting)):
                 self._found.add_all(number, faults)
         self._waiting.clear()

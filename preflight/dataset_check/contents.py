@@ -16,7 +16,7 @@ from ftfy.badness import is_bad
 from preflight.dataset_check.forms import Row
 from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.private import private_parts
-from preflight.dataset_check.report import Collector
+from preflight.dataset_check.report import Collector, Tally
 from preflight.dataset_check.rows import Fault
 from preflight.dataset_check.tool_calls import tool_faults
 
@@ -54,17 +54,20 @@ def texts_of(columns: Row) -> list[tuple[str, str]]:
         if isinstance(value, str):
             texts.append((roles.get(name, "text"), value))
         for message in value if isinstance(value, list) else ():
-            if isinstance(message, dict):
-                texts += _message_texts(message)
+            if isinstance(message, dict) and isinstance(role := message.get("role"), str):
+                content = message.get("content")
+                if isinstance(content, str):
+                    texts.append((role, content))
+                elif isinstance(content, list):
+                    texts += [(role, text) for text in _part_texts(content)]
     return texts
 
 
-def _message_texts(message: Row) -> Iterator[tuple[str, str]]:
-    role, content = message.get("role"), message.get("content")
-    for part in content if isinstance(content, list) else [content]:
+def _part_texts(parts: list[Any]) -> Iterator[str]:
+    for part in parts:
         text = part.get("text") if isinstance(part, dict) else part
-        if isinstance(role, str) and isinstance(text, str):
-            yield role, text
+        if isinstance(text, str):
+            yield text
 
 
 def content_faults(texts: list[tuple[str, str]]) -> list[Fault]:
@@ -151,10 +154,8 @@ class CutOffs:
     """Answers of a split that end in the middle of a sentence, unless that is usual there."""
 
     def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
-        self._whole = self._count = 0
-        self._rows: list[int] = []
-        self._example = ""
+        self._whole = 0
+        self._cut = Tally(max_rows)
 
     def look(self, number: int, texts: list[tuple[str, str]]) -> Iterator[Fault]:
         """Yield a fault if the answer of this row shows by itself that it was cut off."""
@@ -162,20 +163,20 @@ class CutOffs:
             return
         answer = texts[-1][1]
         cut = cut_off(answer)
-        if cut and certainly_cut(answer):
-            yield "answer_cut_off", f"...{answer.rstrip()[-60:]}"
-        elif cut:
-            self._count += 1
-            self._example = self._example or f"...{answer.rstrip()[-60:]}"
-            if len(self._rows) < self._max_rows:
-                self._rows.append(number)
+        if cut:
+            end = f"...{answer.rstrip()[-60:]}"
+            if certainly_cut(answer):
+                yield "answer_cut_off", end
+            else:
+                self._cut.add(number, end)
         elif cut is False:
             self._whole += 1
 
     def note(self, found: Collector) -> None:
         """Note the other answers that were cut off, if most end as sentences do."""
-        if self._count and self._count * USUAL <= self._count + self._whole:
-            found.add_rows("answer_cut_off", self._rows, self._count, self._example)
+        count = self._cut.count
+        if count and count * USUAL <= count + self._whole:
+            found.add_tally("answer_cut_off", self._cut)
 
 
 class Contents:

@@ -6,20 +6,20 @@ Used by lessons: 01, 04, 05a, 06.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from preflight.dataset_check.formats import filled, lacks, other_form, recognise
 from preflight.dataset_check.forms import Format, Row, select_code
+from preflight.dataset_check.report import Tally
 
 
 @dataclass
 class _Part:
-    """The rows of one form: how many, and the first of them."""
+    """The rows of one form."""
 
     form: Format
     columns: list[str]
-    count: int = 0
-    rows: list[int] = field(default_factory=list)
+    rows: Tally
 
 
 class Forms:
@@ -33,7 +33,7 @@ class Forms:
         self.form = recognise(columns, sample)
         self._max_rows = max_rows
         names = dict.fromkeys(n for r in sample if not lacks(self.form, r) for n in filled(r))
-        self._parts = {self.form.name: _Part(self.form, [*names])}
+        self._parts = {self.form.name: _Part(self.form, [*names], Tally(max_rows))}
         self._others: dict[tuple[str, ...], Format | None] = {}
 
     def of(self, row: Row, number: int) -> Format:
@@ -46,16 +46,15 @@ class Forms:
             form = self._others[names] or form
         part = self._parts.get(form.name)
         if part is None:
-            part = self._parts[form.name] = _Part(form, [*filled(row)])
-        part.count += 1
-        if len(part.rows) < self._max_rows:
-            part.rows.append(number)
+            part = _Part(form, [*filled(row)], Tally(self._max_rows))
+            self._parts[form.name] = part
+        part.rows.add(number)
         return part.form
 
     def most(self) -> Format:
         """Return the form of most rows; its mapping leaves out the rows of other forms."""
         part = self._most
-        fewer = sum(other.count for other in self._parts.values()) - part.count
+        fewer = sum(other.rows.count for other in self._parts.values()) - part.rows.count
         if not fewer:
             return part.form
         needed = [*part.form.source.values()]
@@ -66,13 +65,14 @@ class Forms:
         mapping += f"\n{part.form.mapping}" if part.form.mapping else ""
         return replace(part.form, mapping=mapping)
 
-    def fewer(self) -> Iterator[tuple[dict[str, str], int, list[int]]]:
-        """Yield each form that fewer rows have: what to quote, how many rows, the first ones."""
+    def fewer(self) -> Iterator[Tally]:
+        """Yield the rows of each form that fewer rows have."""
         for part in self._parts.values():
-            if part is not self._most and part.count:
+            if part is not self._most and part.rows.count:
                 names = {"most rows": self._most.form.name, "these": part.form.name}
-                yield names, part.count, part.rows
+                part.rows.add(example=names)
+                yield part.rows
 
     @property
     def _most(self) -> _Part:
-        return max(self._parts.values(), key=lambda part: part.count)
+        return max(self._parts.values(), key=lambda part: part.rows.count)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rensa import RMinHash, RMinHashLSH
 
-from preflight.dataset_check.report import Collector
+from preflight.dataset_check.report import Collector, Tally
 
 ROWS = 10_000  # the first rows, which are compared with each other
 HASHES, BANDS = 64, 16
@@ -53,9 +53,8 @@ class NearDuplicates:
         known = [runs(texts) for texts in sample]
         counts = Counter(run for one in known for run in one)
         self._common |= {run for run, n in counts.items() if n > max(4, len(known) / 20)}
-        self._looked = self._count = 0
-        self._first: list[int] = []
-        self._example = ""
+        self._looked = 0
+        self._near = Tally(self._max_rows)
 
     def look(self, split: str, number: int, texts: Sequence[str], tools: Any = None) -> None:
         """Compare a row with those before that have the same tools."""
@@ -69,16 +68,13 @@ class NearDuplicates:
         hashed.update([f"{tools} {run}" for run in own] if tools else [*own])
         near = [n for n in self._seen.query(hashed) if hashed.jaccard(self._hashes[n]) >= ALIKE]
         if near:
-            self._count += 1
-            self._example = self._example or f"row {number} is like {self._rows[min(near)]}"
-            if len(self._first) < self._max_rows:
-                self._first.append(number)
+            self._near.add(number, f"row {number} is like {self._rows[min(near)]}")
         self._seen.insert(len(self._rows), hashed)
         self._rows.append(f"row {number} of {split}")
         self._hashes.append(hashed)
 
     def note(self, found: Collector) -> None:
         """Note the rows of the split, unless so many are alike that one pattern made them."""
-        pattern = self._looked >= MANY and self._count * USUAL > self._looked
-        if self._count and not pattern:
-            found.add_rows("near_duplicate", self._first, self._count, self._example)
+        pattern = self._looked >= MANY and self._near.count * USUAL > self._looked
+        if self._near.count and not pattern:
+            found.add_tally("near_duplicate", self._near)

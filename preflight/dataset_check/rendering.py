@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -26,13 +27,31 @@ SANITIZED = "sanitize_control_tokens"  # apply_chat_template's; it takes it only
 QUIET = {"verbose": False, "return_attention_mask": False}
 OTHER_KEYS = ("content", "value", "input_text", "output_text")  # of a part's text
 MARKUP = re.compile(r"<[|｜].*[|｜]>", re.S)  # a turn's token, where it is not marked as special
+# What templates look for in texts.
+MARKUP_OF_TEXT = re.compile(r"</?[^\s<>\"'{}]+>|\[/?[A-Z_]{2,}\]|/no_?think\b")
 # Tokens that data may well hold: where a picture stands, reasoning, calls.
 WANTED = re.compile("image|img|video|vision|audio|think|tool", re.I)
 DATE_FORMAT = re.compile(r"""strftime_now\(\s*["']([^"']+)["']""")
 
 
+def tools_of(row: Row) -> Any:
+    """Return a row's tools, read where they are JSON text; a text that is none stays as it is."""
+    tools = row.get(SETTINGS[0])
+    return _read(tools) if isinstance(tools, str) else tools
+
+
+@lru_cache(maxsize=100)  # many rows have the same
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def settings(row: Row) -> dict[str, Any]:
     """Return what SFTTrainer gives the template of this row, next to its messages.
+
+    The row's tools are those of `tools_of`; what is still text then, SFTTrainer stops at.
 
     Raises:
         TypeError, ValueError: if SFTTrainer would stop at them.
@@ -62,6 +81,7 @@ class Renderer:
         # Without one SFTTrainer stops; the rows are then looked at as it would else train on them.
         self.answers_only = assistant_only_loss and bool(self.training_template)
         self._control = self._control_tokens() if tokenizer is not None else ()
+        self.marks = (*dict.fromkeys(MARKUP_OF_TEXT.findall(template + self.training_template)),)
         self.date_formats = DATE_FORMAT.findall(template)
 
     def _training_template(self) -> str:

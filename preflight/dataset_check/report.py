@@ -5,9 +5,10 @@ Used by lessons: 01, 04, 05a, 06.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -120,39 +121,50 @@ class Report:
         return head + findings_html(self.findings)
 
 
+class Tally:
+    """In how many rows something was found, the first few of them, and an example."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.count = 0
+        self.rows: list[int] = []
+        self.example = ""
+        self._max_rows = max_rows
+        self._last: int | None = None
+
+    def add(self, row: int | None = None, example: object = None) -> None:
+        """Count a row, or only keep the example if `row` is None."""
+        if example is not None and not self.example:
+            self.example = quote(example)
+        if row is not None and row != self._last:  # a row that becomes two has a fault once
+            self._last = row
+            self.count += 1
+            if len(self.rows) < self._max_rows:
+                self.rows.append(row)
+
+    def join(self, other: Tally) -> None:
+        """Add what another one counted, of other rows."""
+        self.count += other.count
+        self.rows = sorted({*self.rows, *other.rows})[: self._max_rows]
+        self.example = self.example or other.example
+
+
 class Collector:
-    """Gathers the faults of one split: counts all, keeps the first few row numbers."""
+    """Gathers the faults of one split."""
 
     def __init__(self, split: str, max_rows: int) -> None:
         self.split = split
-        self.max_rows = max_rows
         # By the kind of fault and, for lines, which count in one file, the file.
-        self._count: Counter[tuple[str, str]] = Counter()
-        self._rows: dict[tuple[str, str], list[int]] = defaultdict(list)
-        self._last: dict[tuple[str, str], int] = {}
-        self._example: dict[tuple[str, str], str] = {}
+        self._found: dict[tuple[str, str], Tally] = defaultdict(partial(Tally, max_rows))
 
     def add(
         self, code: str, row: int | None = None, example: object = None, file: str = ""
     ) -> None:
         """Note a fault of the kind `code` at a row, or of the whole split if `row` is None."""
-        kind = code, file
-        if example is not None and kind not in self._example:
-            self._example[kind] = quote(example)
-        if row is None:
-            self._count[kind] += 0
-        elif self._last.get(kind) != row:  # a row that becomes two has a fault once
-            self._last[kind] = row
-            self._count[kind] += 1
-            if len(self._rows[kind]) < self.max_rows:
-                self._rows[kind].append(row)
+        self._found[code, file].add(row, example)
 
-    def add_rows(self, code: str, rows: list[int], count: int, example: object) -> None:
-        """Note a fault of `count` rows, of which `rows` are the first."""
-        kind = code, ""
-        self._example.setdefault(kind, quote(example))
-        self._count[kind] += count
-        self._rows[kind] = sorted({*self._rows[kind], *rows})[: self.max_rows]
+    def add_tally(self, code: str, tally: Tally) -> None:
+        """Note a fault that was counted elsewhere."""
+        self._found[code, ""].join(tally)
 
     def add_all(self, row: int, faults: Iterable[tuple[str, object]]) -> None:
         """Note the faults of one row, each kind once, with the first of its examples."""
@@ -162,11 +174,10 @@ class Collector:
     def findings(self) -> list[Finding]:
         """Return what was gathered, one finding for each kind of fault."""
         found = []
-        for (code, file), count in self._count.items():
+        for (code, _), one in self._found.items():
             severity, what, fix = RULES[code]
-            rows = tuple(self._rows[code, file])
-            example = self._example.get((code, file), "")
-            found.append(Finding(severity, code, what, count, rows, fix, self.split, example))
+            where = what, one.count, tuple(one.rows), fix, self.split
+            found.append(Finding(severity, code, *where, one.example))
         return found
 
 

@@ -25,6 +25,7 @@ ODD_KINDS = {
     "bad_unicode": re.compile("[\ud800-\udfff]"),
 }
 CHAT_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:.*\]\s*""", re.S)
+BETWEEN = " \0 "  # between texts; no space, which would count for nothing
 LABEL_COLUMNS = ("label", "labels", "tags", "ner_tags", "pos_tags")
 # A row with one of these cannot be tokenised.
 BLOCKING = frozenset(
@@ -34,9 +35,12 @@ BLOCKING = frozenset(
 Fault = tuple[str, object]  # a code of the rules and what to quote
 
 
-def row_faults(columns: Row, form: Format) -> list[Fault]:
-    """Return the faults of one row, given as the columns that the format extracts."""
-    faults = list(_character_faults(columns))
+def row_faults(columns: Row, form: Format, texts: list[str]) -> list[Fault]:
+    """Return the faults of one row, given as the columns that the format extracts, and its texts.
+
+    These are what `texts_in` returns of the columns.
+    """
+    faults = list(_character_faults(texts))
     if form.target == "tokens" and not columns["input_ids"]:
         faults += _value_faults(columns["input_ids"], form)
     if form.target in ("unknown", "tokens"):
@@ -60,7 +64,8 @@ def row_faults(columns: Row, form: Format) -> list[Fault]:
 
 def trainable(columns: Row, faults: list[Fault]) -> bool:
     """True if the row can be tokenised, in spite of its faults."""
-    return not any(code in BLOCKING for code, _ in faults) and [] not in columns.values()
+    blocked = faults and any(code in BLOCKING for code, _ in faults)
+    return not blocked and [] not in columns.values()
 
 
 def label_faults(row: Row, classes: dict[str, int], num_labels: int | None) -> Iterator[Fault]:
@@ -89,29 +94,31 @@ class Repeats:
         self._rows: dict[bytes, int] = {}
         self._prompts: dict[bytes, int] = {}
 
-    def faults(self, columns: Row, split: int, tools: Any = None) -> Iterator[Fault]:
+    def faults(
+        self, columns: Row, texts: list[str], split: int, tools: Any = None
+    ) -> Iterator[Fault]:
         """Yield a fault if this row, or its prompt with another answer, came before.
 
-        The same words with other tools are another prompt.
+        `texts` are those of the columns. The same words with other tools are another prompt.
         """
-        texts = [*_texts(columns)]
         start = texts[0] if texts else columns
-        # Case and spaces do not make a row another one.
-        plain = [_plain(text) for text in texts]
-        given = [_plain(text) for text in _texts(tools)] if tools else []
-        before = _swap(self._rows, plain + given, split)
+        prompt = len(texts_in(_prompt(columns)))  # texts, which come first
+        asked, answer = _plain(texts[:prompt]), _plain(texts[prompt:])
+        given = _plain([str(tools)]) if tools else b""
+        before = _swap(self._rows, [asked, answer, given], split)
         if before is not None:
             yield ("duplicate" if before == split else "split_overlap"), start
             return
-        asked = [*_texts(_prompt(columns))]
-        if not any(map(str.strip, asked)):
+        if not asked.strip(BETWEEN.encode()):
             return
-        before = _swap(self._prompts, plain[: len(asked)] + given, split)  # it comes first
+        before = _swap(self._prompts, [asked, given], split)
         if before is not None:
             yield ("conflicting_answers" if before == split else "prompt_overlap"), start
 
 
-def _plain(text: str) -> bytes:
+def _plain(texts: list[str]) -> bytes:
+    """Return texts as one; case and spaces do not make a row another one."""
+    text = BETWEEN.join(texts)
     if text.isascii():  # quicker as bytes
         return b" ".join(text.encode().lower().split())
     return " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
@@ -119,7 +126,7 @@ def _plain(text: str) -> bytes:
 
 def _swap(seen: dict[bytes, int], texts: list[bytes], split: int) -> int | None:
     """Return the split that had these texts last, if any, and put this one in its place."""
-    key = blake2b(b"\x1f".join(texts), digest_size=8).digest()
+    key = blake2b(BETWEEN.encode().join(texts), digest_size=8).digest()
     before = seen.get(key)
     seen[key] = split
     return before
@@ -131,30 +138,36 @@ def _prompt(columns: Row) -> Any:
     return columns.get("prompt") if not isinstance(messages, list) else messages[:-1]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the strings and numbers in a nested value, in order, at any depth."""
+def texts_in(value: Any) -> list[str]:
+    """Return the strings and numbers in a nested value, in order, at any depth."""
+    texts: list[str] = []
     stack = [value]
     while stack:
         item = stack.pop()
         if isinstance(item, str):
-            yield item
+            texts.append(item)
         elif isinstance(item, dict):
-            stack += reversed(item.values())
+            values = item.values()
+            if {*map(type, values)} == {str}:  # most messages
+                texts += values
+            else:
+                stack += reversed(values)
         elif isinstance(item, list) and item and type(item[0]) is int:
-            yield str(item)  # token ids: one string is as good as hundreds, and quicker
+            texts.append(str(item))  # token ids: one string is as good as hundreds, and quicker
         elif isinstance(item, list):
             stack += reversed(item)
         elif item is not None and item is not MISSING:
-            yield str(item)
+            texts.append(str(item))
+    return texts
 
 
-def _character_faults(columns: Row) -> Iterator[Fault]:
-    for text in _texts(columns):
-        odd = text.encode().translate(None, PLAIN) if text.isascii() else ODD.search(text)
-        if odd:
-            for code, pattern in ODD_KINDS.items():
-                if match := pattern.search(text):
-                    yield code, text[max(0, match.start() - 20) : match.end() + 20]
+def _character_faults(texts: list[str]) -> Iterator[Fault]:
+    joined = "\n".join(texts)
+    odd = joined.encode().translate(None, PLAIN) if joined.isascii() else ODD.search(joined)
+    for text in texts if odd else ():
+        for code, pattern in ODD_KINDS.items():
+            if match := pattern.search(text):
+                yield code, text[max(0, match.start() - 20) : match.end() + 20]
 
 
 def _value_faults(value: Any, form: Format) -> Iterator[Fault]:
@@ -179,6 +192,8 @@ def _message_faults(messages: list[Any]) -> Iterator[Fault]:
             yield "wrong_type", message
             continue
         content = message.get("content")
+        if isinstance(content, str) and content and not content.isspace():
+            continue
         # A call of a tool needs no text of its own; a list holds parts, such as a picture.
         if message.get("tool_calls") or message.get("function_call") or isinstance(content, list):
             continue
@@ -186,7 +201,7 @@ def _message_faults(messages: list[Any]) -> Iterator[Fault]:
             yield "none_value", message
         elif not isinstance(content, str):
             yield "wrong_type", message
-        elif not content.strip() and message["role"] in ("user", "assistant"):
+        elif message["role"] in ("user", "assistant"):
             yield "empty_value", message
 
 

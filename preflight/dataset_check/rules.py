@@ -419,6 +419,13 @@ NOTES = {
         "Give them one of yours if the template takes it, as Llama 3.2's does: a column "
         "chat_template_kwargs of {'date_string': '26 Jul 2024'}; and the same in use.",
     ),
+    "sampled": (
+        "Not each row was rendered and tokenised: the first 2,000 were, those that may be too "
+        "long, those of a rare shape or with special markup, and one in a hundred of the others. "
+        "The rest is taken to be like them. All other faults were looked for in all rows.",
+        "To look at all: check(..., every_row=True), or --every-row; it takes about four times as "
+        "long.",
+    ),
     "not_checked": (
         "Not checked: lengths, truncation, masks, the boundary, the chat template, the pad token.",
         "Pass a tokenizer: check(dataset, tokenizer).",

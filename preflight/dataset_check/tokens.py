@@ -3,7 +3,7 @@
 Rows are tokenised as SFTTrainer does it: the end-of-sequence token is appended to text and to
 completions that do not end in it, and the completion begins where the tokens of the prompt alone
 and those of prompt and completion together part. Chats are rendered once a row, and the rendering
-is both tokenised and compared with the messages.
+is both tokenised and compared with the messages. Of many rows that are alike, some are looked at.
 
 Used by lessons: 01, 04, 05a, 06.
 """
@@ -16,15 +16,17 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any
 
-from preflight.dataset_check.forms import MISSING, Format, Row
+from preflight.dataset_check.forms import Format, Row
 from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, settings
 from preflight.dataset_check.rows import Fault
+from preflight.dataset_check.sampling import Ends, Sample, Shape, encoded, shape_of
+from preflight.dataset_check.token_ids import ids_faults, length_faults
 from preflight.dataset_check.versions import first_token_differs
 from preflight.dataset_check.words import WordFaults, dates_in
 
 BATCH = 500  # rows tokenised at once
 CHATS = 50  # of chats, which are longer and kept as text, too
-IGNORED = -100  # the label that the loss skips
+OF_BOUNDARY = ("boundary_moves", "fully_masked")
 
 
 def tokenizer_faults(renderer: Renderer, form: Format) -> Iterator[Fault]:
@@ -49,22 +51,40 @@ class _Chat:
     messages: Messages
     prompt: Messages | None  # those before the completion, if it has one
     options: dict[str, Any] = field(default_factory=dict)
+    shape: Shape | None = None
+    length: int = 0  # of the messages, in bytes
+    looked_at: bool = True
     text: str = ""
     ids: list[int] | None = None
     error: Exception | None = None
 
 
 class TokenFaults:
-    """Tokenises rows of one format, a batch at a time, and says what is wrong with each."""
+    """Tokenises rows of one format, a batch at a time, and says what is wrong with each.
+
+    `sample` says which rows are looked at, and counts the others.
+    """
 
     def __init__(
-        self, tokenizer: Any, max_length: int | None, form: Format, renderer: Renderer
+        self,
+        tokenizer: Any,
+        max_length: int | None,
+        form: Format,
+        renderer: Renderer,
+        every_row: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length or float("inf")
         self.form = form
         self.renderer = renderer
+        # A tokenizer is slow to say these.
+        self._bos, self._eos = (
+            getattr(tokenizer, f"{n}_token", None) or "" for n in ("bos", "eos")
+        )
+        self._bos_id = getattr(tokenizer, "bos_token_id", None)
         self.words = WordFaults(renderer)
+        self.sample = Sample(self.max_length, every_row)
+        self._ends = Ends(self._tokenise)
 
     def of(self, rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[int, list[Fault]]]:
         """Yield the number and the faults of each row.
@@ -77,57 +97,75 @@ class TokenFaults:
 
     def _batch_faults(self, rows: Sequence[Row]) -> Iterator[list[Fault]]:
         if self.form.target == "tokens":
-            yield from (list(self._ids_faults(row)) for row in rows)
+            known = len(self.tokenizer) if self.tokenizer else float("inf")
+            yield from (list(ids_faults(row, known, self.max_length)) for row in rows)
         elif self.tokenizer is None or (self.form.chat and not self.renderer.template):
             yield from ([] for _ in rows)
         elif self.form.chat:
             for start in range(0, len(rows), CHATS):
-                chats = [self._rendered(row) for row in rows[start : start + CHATS]]
-                self._tokenise_chats(chats)
-                yield from (list(self._chat_faults(chat)) for chat in chats)
+                chats = [self._chat(row) for row in rows[start : start + CHATS]]
+                self._render([chat for chat in chats if chat.looked_at])
+                yield from map(self._chat_faults, chats)
         elif self.form.target == "text":
-            texts = [row["text"] for row in rows]
-            for text, ids in zip(texts, self._tokenise([*map(self._ended, texts)]), strict=True):
-                yield [*self._length_faults(0, len(ids)), *self._doubled(text, ids)]
+            yield from self._text_faults([row["text"] for row in rows])
         else:
-            prompts = self._tokenise([row["prompt"] for row in rows])
-            pairs = self._tokenise([row["prompt"] + self._ended(row["completion"]) for row in rows])
-            for row, prompt, ids in zip(rows, prompts, pairs, strict=True):
-                answer = self._doubled(row["completion"], ids)
-                yield [*self._pair_faults(prompt, ids), *answer, *self._written_out(row)]
+            yield from self._pairs_faults(rows)
+
+    def _text_faults(self, texts: list[str]) -> Iterator[list[Fault]]:
+        tokens = self._tokens_of([*map(self._ended, texts)], [False] * len(texts))
+        for text, ids in zip(texts, tokens, strict=True):
+            yield [*length_faults(0, len(ids), self.max_length), *self._doubled(text, ids)]
+
+    def _pairs_faults(self, rows: Sequence[Row]) -> Iterator[list[Fault]]:
+        pairs = [(row["prompt"], self._ended(row["completion"])) for row in rows]
+        apart = self._ends.apart(pairs)
+        doubts = [not (one and self._ends.trusted) for one in apart]
+        together = self._tokens_of([prompt + answer for prompt, answer in pairs], doubts)
+        looked_at = zip(pairs, together, strict=True)
+        alone = iter(self._tokenise([prompt for (prompt, _), ids in looked_at if ids]))
+        for row, ids, one in zip(rows, together, apart, strict=True):
+            own = [*self._pair_faults(next(alone), ids)] if ids else []
+            self._ends.trusted &= not (one and any(code in OF_BOUNDARY for code, _ in own))
+            yield [*own, *self._doubled(row["completion"], ids), *self._written_out(row)]
+
+    def _tokens_of(self, texts: list[str], doubts: Sequence[bool]) -> list[list[int]]:
+        """Return the tokens of the texts that are looked at, as those in doubt are; else none."""
+        looked_at = []
+        for text, doubt in zip(texts, doubts, strict=True):
+            second = bool(self._bos) and text.lstrip().startswith(self._bos)
+            looked_at.append(self.sample.looks(text, doubt=doubt or second))
+        chosen = zip(texts, looked_at, strict=True)
+        found = iter(self._tokenise([text for text, look in chosen if look]))
+        tokens = [next(found) if look else [] for look in looked_at]
+        for text, ids in zip(texts, tokens, strict=True):
+            if ids:
+                self.sample.counted(text, len(ids))
+        return tokens
 
     def _ended(self, text: str) -> str:
-        eos = self.tokenizer.eos_token or ""
-        return text if text.endswith(eos) else text + eos
+        return text if text.endswith(self._eos) else text + self._eos
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
         # verbose=False: without the tokenizer's warning about long rows, which the findings count.
         return self.tokenizer(texts, verbose=False, return_attention_mask=False)["input_ids"]
 
     def _doubled(self, text: str, ids: list[int]) -> Iterator[Fault]:
         """Yield faults of text that a chat template has been over: tokens come once more."""
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token
-        if bos is not None and ids[:2] == [bos, bos]:
+        if self._bos_id is not None and ids[:2] == [self._bos_id] * 2:
             yield "second_bos", self.tokenizer.decode(ids[:10])
+        eos = self._eos
         if eos and text.rstrip().endswith(eos) and not text.endswith(eos):
             yield "second_end", text[-40:] + eos
 
     def _written_out(self, row: Row) -> Iterator[Fault]:
         """Yield a fault if the completion holds a control token, though its prompt has none."""
         # At its very end, it ends the answer.
-        inside = row["completion"].rstrip().removesuffix(self.tokenizer.eos_token or "")
+        inside = row["completion"].rstrip().removesuffix(self._eos)
         token = self.renderer.control_token(inside)
         if token and not self.renderer.control_token(row["prompt"]):
             yield "special_token_in_text", {"token": token}
-
-    def _length_faults(self, start: int, length: int) -> Iterator[Fault]:
-        """Yield faults of a row of `length` tokens whose answer begins at the token `start`."""
-        if length <= self.max_length:
-            return
-        yield "too_long", {"tokens": length}
-        if start:
-            cut = "away" if start >= self.max_length else "partly"
-            yield f"completion_cut_{cut}", {"tokens": length, "answer begins at": start}
 
     def _pair_faults(self, prompt: list[int], ids: list[int]) -> Iterator[Fault]:
         """Yield faults of a prompt's tokens, and of those of prompt and completion together."""
@@ -137,22 +175,37 @@ class TokenFaults:
             yield "boundary_moves", self.tokenizer.decode(prompt[start:])
         if start == len(ids):
             yield "fully_masked", self.tokenizer.decode(prompt[-10:])
-        yield from self._length_faults(start, len(ids))
+        yield from length_faults(start, len(ids), self.max_length)
 
-    def _rendered(self, row: Row) -> _Chat:
+    def _chat(self, row: Row) -> _Chat:
+        """Return the messages of a row, and whether they are looked at."""
         parts = [row[name] for name in ("messages", "prompt", "completion") if name in row]
         if not all(isinstance(part, list) for part in parts):
             return _Chat([], [])  # empty text, which is a finding already
         chat = _Chat([message for part in parts for message in part], row.get("prompt"))
         try:
             chat.options = settings(row)
-            chat.text = self.renderer.text(chat.messages, chat.options)
-        except Exception as error:  # a template may raise anything, and that is the finding
+        except Exception as error:  # SFTTrainer stops at them, and that is the finding
             chat.error = error
+        plain = [*chat.options] == ["tools"] and not chat.options["tools"]
+        shape, texts = shape_of(chat.messages, self.renderer.marks) if plain else (None, "")
+        doubt = shape is None or self.renderer.control_token(texts) is not None
+        if not doubt:
+            begin = str(parts[-1][0].get("content"))[:1] if chat.prompt else ""
+            begin = "" if begin.isalnum() else begin  # else it may join the token before it
+            key = shape, chat.options["tools"] is None, len(chat.prompt or ()), begin
+            chat.shape, chat.length = self.sample.shape(key), len(encoded(texts))
+        chat.looked_at = self.sample.looks(texts, chat.shape, doubt)
         return chat
 
-    def _tokenise_chats(self, chats: list[_Chat]) -> None:
-        """Tokenise renderings together, which is quicker; each alone where that is not possible."""
+    def _render(self, chats: list[_Chat]) -> None:
+        """Render chats, and tokenise them together, which is quicker; or each alone, later."""
+        for chat in chats:
+            try:
+                if chat.messages and not chat.error:
+                    chat.text = self.renderer.text(chat.messages, chat.options)
+            except Exception as error:  # a template may raise anything, and that is the finding
+                chat.error = error
         together = [chat for chat in chats if chat.text and not chat.options.get(SANITIZED)]
         if self.renderer.answers_only or not together:
             return
@@ -161,27 +214,39 @@ class TokenFaults:
             for chat, ids in zip(together, tokens, strict=True):
                 chat.ids = ids
 
-    def _chat_faults(self, chat: _Chat) -> Iterator[Fault]:
-        messages, options, text = chat.messages, chat.options, chat.text
+    def _chat_faults(self, chat: _Chat) -> list[Fault]:
+        if not chat.looked_at and chat.shape:
+            return [(code, None) for code in chat.shape.codes]
+        faults = [*self._rendered_faults(chat)]
+        if chat.ids:
+            self.sample.counted(chat.text, len(chat.ids))
+        if chat.shape:
+            more = len(encoded(chat.text)) - chat.length
+            chat.shape.note((code for code, _ in faults), more)
+        return faults
+
+    def _rendered_faults(self, chat: _Chat) -> Iterator[Fault]:
+        messages, options = chat.messages, chat.options
         if not messages:
             return
         try:
             if chat.error:
                 raise chat.error
             if self.renderer.answers_only:
-                yield from self._answer_faults(messages, options, text)
+                yield from self._answer_faults(chat)
                 return
-            ids = chat.ids or self._chat_tokens(messages, options, text)
+            chat.ids = chat.ids or self._chat_tokens(messages, options, chat.text)
             if chat.prompt:
-                yield from self._pair_faults(self._asked(chat.prompt, options)[1], ids)
+                yield from self._pair_faults(self._asked(chat.prompt, options)[1], chat.ids)
             else:
-                start = self._start(messages, options) if len(ids) > self.max_length else 0
-                yield from self._length_faults(start, len(ids))
+                long = len(chat.ids) > self.max_length
+                start = self._start(messages, options) if long else 0
+                yield from length_faults(start, len(chat.ids), self.max_length)
         except Exception as error:
             yield from self.words.of_refused(messages, options, error)
             return
-        yield from self.words.of(messages, options, text)
-        yield from dates_in(text, self.renderer.date_formats, messages)
+        yield from self.words.of(messages, options, chat.text)
+        yield from dates_in(chat.text, self.renderer.date_formats, messages)
 
     def _chat_tokens(self, messages: Messages, options: dict[str, Any], text: str) -> list[int]:
         if options.get(SANITIZED):  # tokens that are written out become others than in the text
@@ -201,13 +266,13 @@ class TokenFaults:
         text = self.renderer.text(messages, options)
         return text, self._chat_tokens(messages, options, text)
 
-    def _answer_faults(
-        self, messages: Messages, options: dict[str, Any], in_use: str
-    ) -> Iterator[Fault]:
+    def _answer_faults(self, chat: _Chat) -> Iterator[Fault]:
         """Yield the faults of messages of which only the answers are trained on."""
-        text, ids, learned = self.renderer.trained(messages, options)
+        messages, options, in_use = chat.messages, chat.options, chat.text
+        text, chat.ids, learned = self.renderer.trained(messages, options)
+        chat.text = text
         if learned:
-            yield from self._length_faults(learned[0][0], len(ids))
+            yield from length_faults(learned[0][0], len(chat.ids), self.max_length)
         if text != in_use:
             same = _shared(text, in_use)
             begin = max(0, same - 20)
@@ -222,36 +287,8 @@ class TokenFaults:
         yield from self.words.of(messages, options, text, learned)
         yield from dates_in(text, self.renderer.date_formats, messages)
 
-    def _ids_faults(self, row: Row) -> Iterator[Fault]:
-        """Yield the faults of a row that is tokenised already; needs no tokenizer."""
-        ids = row["input_ids"]
-        given = {n: v for n, v in row.items() if v is not MISSING and (v is not None or v is ids)}
-        if not all(_are_ints(v) and len(v) == len(ids) for v in given.values()):
-            yield "wrong_type", {name: type(v).__name__ for name, v in given.items()}
-            return
-        if not ids:
-            yield "empty_value", ids
-            return
-        vocabulary = len(self.tokenizer) if self.tokenizer else float("inf")
-        labels = given.get("labels")
-        masks = [given[name] for name in ("completion_mask", "assistant_masks") if name in given]
-        if labels is None:
-            labels = [i if all(m) else IGNORED for i, *m in zip(ids, *masks, strict=True)]
-        if odd := [i for i in ids if not 0 <= i < vocabulary]:
-            yield "token_out_of_range", odd[0]
-        if odd := [i for i in labels if i != IGNORED and not 0 <= i < vocabulary]:
-            yield "label_out_of_range", odd[0]
-        learned = [place for place, label in enumerate(labels) if label != IGNORED]
-        if not learned:
-            yield "fully_masked", labels
-        yield from self._length_faults(learned[0] if learned else 0, len(ids))
-
 
 def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Return how long the beginning is that both have in common."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _are_ints(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)

@@ -27,9 +27,7 @@ def tool_faults(columns: Row, tools: Any) -> Iterator[Fault]:
     Without definitions only the answers of tools are held to the calls.
     """
     messages = [m for value in columns.values() if isinstance(value, list) for m in value]
-    if not any(
-        isinstance(m, dict) and (m.get("tool_calls") or m.get("role") == "tool") for m in messages
-    ):
+    if not [m for m in messages if isinstance(m, dict) and _is_of_tool(m)]:
         return
     defined = _definitions(tools)
     before: list[Row] = []
@@ -46,13 +44,12 @@ def tool_faults(columns: Row, tools: Any) -> Iterator[Fault]:
             yield from _call_faults(call, defined)
 
 
+def _is_of_tool(message: Row) -> bool:
+    return bool(message.get("tool_calls")) or message.get("role") == "tool"
+
+
 def _definitions(tools: Any) -> dict[str, Row]:
-    """Return the functions that are defined, by name; {} where nothing is, or not as JSON."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError):
-            return {}
+    """Return the functions that are defined, by name; {} where nothing is."""
     named: dict[str, Row] = {}
     for tool in tools if isinstance(tools, list) else ():
         function = called(tool) if isinstance(tool, dict) else {}

@@ -33,7 +33,7 @@ through the step, so it comes on top of every moment of theirs, and the few laye
 none. What the passes leave once their graph is freed lies under every moment of clipping and of the
 optimizer's step, but for the gradients, which that step counts itself.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from preflight.memory_plan.advice import Change, Overhead, largest

@@ -1,6 +1,6 @@
 """How far a training plan can grow on a GPU, and what would make one fit that does not.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

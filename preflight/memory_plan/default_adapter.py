@@ -1,6 +1,6 @@
 """The adapter of a plan that is given none, and what its model's plan does not show.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ place as layers are added, and is not a straight line.
 
 The optimizer is not extrapolated: it runs over every parameter that the whole model trains.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Its tensors are fake: they have a shape, a dtype and a device.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Real GPUs and the memory that a program gets on each.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

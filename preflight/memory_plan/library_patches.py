@@ -5,7 +5,7 @@ something else than a GPU, or than real tensors, a function is replaced, for the
 the docstring of each replacement says why. A library can change such a function with any version,
 so its parameters are compared with those that were seen. All of it is in this module.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

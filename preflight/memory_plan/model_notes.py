@@ -1,6 +1,6 @@
 """What there is to know of a model before its plan is believed.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is to be predicted: the options of a training step, checked.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Predict what a training step takes on hardware that is not here: simulate it.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A training step's memory on each of several GPUs that share the model (FSDP, ZeRO stage 3).
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One training step on fake tensors: a pass forward and backward, and an optimizer's step.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Its config has a `quantization_config`. What transformers does with that as it loads the weights,
 and whether it then trains them or adapters on them, is the same for all checkpoints of a kind.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A model, not a measurement: the share of a GPU's peak that a training reaches is an input.
 
-Used by lessons: 02, 04, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
 from __future__ import annotations
