@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 
 def check(options: argparse.Namespace) -> int:
@@ -47,17 +53,31 @@ def _tokenizer(name: str) -> Any:
         ) from error
 
 
+@contextmanager
+def _quick_imports() -> Iterator[None]:
+    """Spare a third of the time that the libraries take to load in a process of a command's own.
+
+    Nothing is compiled there, and what they make is never garbage.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        with patch.dict(os.environ, {"TORCHDYNAMO_DISABLE": "1"}):
+            yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
 def memory(options: argparse.Namespace) -> int:
     """Print what a training step takes and on which GPUs it fits; return 1 if not on the named."""
-    from course_utils import configs
-    from preflight.memory_plan import (
-        GPUS,
-        Overhead,
-        default_adapter,
-        fit_gpus,
-        gpu_table,
-        plan_text,
-    )
+    with _quick_imports():
+        from tqdm import tqdm
+
+        from course_utils import configs
+        from preflight.memory_plan import GPUS, Overhead, fit_gpus, gpu_table, plan_text
 
     if options.list:
         if options.json:
@@ -71,47 +91,88 @@ def memory(options: argparse.Namespace) -> int:
             "No model was given. Give --model, or --list to see the models and GPUs that the "
             "course knows."
         )
-    adapter: dict[str, Any] = {}
-    if options.rank is not None:
-        if options.method == "full":
-            raise ValueError(
-                f"--rank is {options.rank} with --method full, which has no adapter. Leave --rank "
-                "out, or choose lora, qlora or int8."
-            )
-        config = configs.load_config(options.model)
-        adapter["peft_config"] = default_adapter(config, options.rank)
-    result = fit_gpus(
-        options.model,
-        options.gpu,
-        options.method,
-        batch_size=options.batch_size,
-        length=options.length,
-        shards=options.shards,
-        overhead=Overhead(options.overhead, options.overhead_share / 100),
-        limits=options.gpu is not None,
-        advice=options.gpu is not None,
-        dtype=options.dtype,
-        gradient_checkpointing=options.gradient_checkpointing,
-        optimizer=options.optimizer,
-        loss=options.loss,
-        **adapter,
-    )
+    loss = "full" if options.trainer == "trainer" else "fused"
+    if options.loss is not None and options.trainer is not None and options.loss != loss:
+        raise ValueError(
+            f"--loss is {options.loss} with --trainer {options.trainer}, whose loss is {loss}. "
+            "Leave one of them out."
+        )
+    peft_config = _adapter(options)
+    # A line on a terminal while plans are simulated, and gone when they are.
+    layout = "{desc} ({n} plans simulated, {elapsed})"
+    with tqdm(bar_format=layout, leave=False, disable=None) as bar:
+
+        def show(plan: str) -> None:
+            bar.set_description_str(plan)
+            bar.update()
+
+        result = fit_gpus(
+            options.model,
+            options.gpu,
+            options.method,
+            batch_size=options.batch_size,
+            length=options.length,
+            shards=options.shards,
+            overhead=Overhead(options.overhead, options.overhead_share / 100),
+            limits=options.gpu is not None,
+            advice=options.gpu is not None,
+            dtype=options.dtype,
+            gradient_checkpointing=options.gradient_checkpointing,
+            optimizer=options.optimizer,
+            loss=options.loss or loss,
+            padding=options.padding,
+            attention=options.attention,
+            mixed_precision=options.mixed_precision,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            peft_config=peft_config,
+            progress=show,
+        )
     print(json.dumps(result.to_dict(), indent=2) if options.json else plan_text(result))
     return 1 if options.gpu is not None and not result.rows[0].fits else 0
 
 
+def _adapter(options: argparse.Namespace) -> Any:
+    """Return the config of peft that was asked for, None if the method's own is to be taken."""
+    named = {
+        option: value
+        for option, value in (
+            ("--rank", options.rank),
+            ("--targets", options.targets),
+            ("--peft-config", options.peft_config),
+        )
+        if value is not None
+    }
+    if not named:
+        return None
+    if options.method == "full":
+        option, value = next(iter(named.items()))
+        raise ValueError(
+            f"{option} is {value} with --method full, which has no adapter. Leave {option} out, or "
+            "choose lora, qlora or int8."
+        )
+    from course_utils import configs
+    from preflight import adapters, memory_plan
+
+    if options.targets is not None and options.peft_config is None:
+        return adapters.lora(options.model, options.rank, options.targets)
+    if options.peft_config is None:
+        return memory_plan.default_adapter(configs.load_config(options.model), options.rank)
+    if len(named) > 1:
+        raise ValueError(
+            f"{next(iter(named))} is given with --peft-config, and both say what the adapter is. "
+            "Leave one of them out."
+        )
+    return adapters.from_file(options.peft_config)
+
+
 def modules(options: argparse.Namespace) -> int:
     """Print what LoRA can target in a model; return 1 if a name to check is wrong."""
-    from preflight import lora_targets
+    from preflight import adapters, lora_targets
 
     parts: dict[str, Any] = {}
     if options.check is not None:
-        names = [name.strip() for name in options.check.split(",")]
-        # One entry with signs that no name has is a regular expression, as LoraConfig takes it.
-        pattern = options.check.lower() == "all-linear" or set(options.check) & set("*+?()[]|^$\\")
-        parts["check"] = lora_targets.check_targets(
-            options.model, options.check if pattern else names, options.rank
-        )
+        names = adapters.target_names(options.check)
+        parts["check"] = lora_targets.check_targets(options.model, names, options.rank)
     if options.suggest is not None:
         parts["suggestion"] = lora_targets.suggest(options.model, options.suggest, options.rank)
     if not parts:
@@ -179,8 +240,16 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--method", default="lora", help="full, lora, qlora or int8 (default: lora)"
     )
+    command.add_argument("--rank", type=int, help="of the adapters (default: 16)")
     command.add_argument(
-        "--rank", type=int, help="of the adapters, on all linear layers (default: 16)"
+        "--targets",
+        metavar="NAMES",
+        help="what LoRA adapts: q_proj,v_proj for example (default: all-linear)",
+    )
+    command.add_argument(
+        "--peft-config",
+        metavar="FILE",
+        help="the adapter: an adapter_config.json, or the arguments of LoraConfig in YAML",
     )
     command.add_argument("--batch-size", type=int, default=1, help="rows a step (default: 1)")
     command.add_argument("--length", type=int, default=1024, help="tokens a row (default: 1024)")
@@ -195,7 +264,24 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--dtype", default="bfloat16", help="of the weights (default: bfloat16)")
     command.add_argument(
-        "--loss", default="fused", help="fused as SFTTrainer's, or full as Trainer's"
+        "--mixed-precision",
+        choices=("no", "bf16", "fp16"),
+        help="of the passes (default: bf16 with SFTTrainer, no with Trainer)",
+    )
+    command.add_argument(
+        "--trainer", choices=("sft", "trainer"), help="SFTTrainer or Trainer (default: sft)"
+    )
+    command.add_argument(
+        "--loss", help="the loss alone: fused as SFTTrainer's, or full as Trainer's"
+    )
+    command.add_argument(
+        "--attention", help="sdpa, eager or flash_attention_2 (default: transformers chooses)"
+    )
+    command.add_argument(
+        "--padding", action="store_true", help="rows differ in length and are padded to the longest"
+    )
+    command.add_argument(
+        "--gradient-accumulation-steps", type=int, default=1, help="as TrainingArguments has it"
     )
     command.add_argument(
         "--gpu", help="one GPU by name or GiB: also how far it goes, or what would make it fit"

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from helpers import python
+from peft import IA3Config, LoraConfig
 
 from course_utils import compare, configs
 from course_utils.__main__ import main
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
 from preflight.__main__ import main as preflight_main
+from preflight.memory_plan import predict
 
 
 def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -120,6 +122,71 @@ def test_memory_options_reach_the_prediction(capsys: pytest.CaptureFixture[str])
     assert all(found != plain for found in peaks.values())
 
 
+ON_Q_AND_V = {"r": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+SAVED = ON_Q_AND_V | {"peft_type": "LORA", "inference_mode": True, "base_model_name_or_path": "x"}
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        (["--targets", "q_proj,v_proj", "--rank", "8"], {"peft_config": LoraConfig(**ON_Q_AND_V)}),
+        (
+            ["--targets", r".*\.(q|v)_proj", "--rank", "8"],
+            {"peft_config": LoraConfig(**ON_Q_AND_V)},
+        ),
+        (["--targets", "all-linear"], {}),
+        (["--peft-config", "adapter_config.json"], {"peft_config": LoraConfig(**ON_Q_AND_V)}),
+        (["--peft-config", "."], {"peft_config": LoraConfig(**ON_Q_AND_V)}),
+        (["--peft-config", "lora.yaml"], {"peft_config": LoraConfig(**ON_Q_AND_V)}),
+        (
+            ["--peft-config", "ia3.yaml"],
+            {"peft_config": IA3Config(target_modules=["v_proj"], feedforward_modules=[])},
+        ),
+        (["--trainer", "sft"], {}),
+        (["--trainer", "trainer"], {"loss": "full"}),
+        (
+            ["--trainer", "trainer", "--mixed-precision", "bf16"],
+            {"loss": "full", "mixed_precision": "bf16"},
+        ),
+        (["--mixed-precision", "no"], {"mixed_precision": "no"}),
+        (
+            ["--padding", "--no-gradient-checkpointing"],
+            {"padding": True, "gradient_checkpointing": False},
+        ),
+        (["--attention", "eager"], {"attention": "eager"}),
+        (["--gradient-accumulation-steps", "2"], {"gradient_accumulation_steps": 2}),
+    ],
+)
+def test_memory_options_say_what_the_function_says(
+    given: list[str],
+    settings: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each as `predict` takes it: a name that means something else here would be a wrong plan."""
+    monkeypatch.chdir(tmp_path)
+    Path("adapter_config.json").write_text(json.dumps(SAVED), encoding="utf-8")
+    Path("lora.yaml").write_text("r: 8\ntarget_modules: [q_proj, v_proj]\n", encoding="utf-8")
+    Path("ia3.yaml").write_text(
+        "peft_type: IA3\ntarget_modules: [v_proj]\nfeedforward_modules: []\n", encoding="utf-8"
+    )
+    plan = ["memory", "--model", str(POCKET_MODEL), "--length", "128", "--json"]
+    assert main([*plan, *given]) == 0
+    found = json.loads(capsys.readouterr().out)["memory"]["lora"]
+    expected = predict(POCKET_MODEL, "lora", length=128, **settings).to_dict()
+    assert found["phases"] == expected["phases"]
+
+
+def test_the_progress_of_a_search_is_no_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is for a terminal; a log or a pipe gets the answer alone."""
+    given = ["memory", "--model", str(POCKET_MODEL), "--length", "128", "--gpu", "T4", "--json"]
+    assert main(given) == 0
+    printed = capsys.readouterr()
+    json.loads(printed.out)
+    assert printed.err == ""
+
+
 def test_memory_lists_what_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
     """Names to copy."""
     assert main(["memory", "--list"]) == 0
@@ -137,12 +204,35 @@ def test_memory_lists_what_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
         (["--loss", "half"], "half"),
         (["--rank", "0"], "positive integer"),
         (["--rank", "8", "--method", "full"], "no adapter"),
+        (["--targets", "q_proj", "--method", "full"], "no adapter"),
+        (["--targets", "q_proj,k_porj"], "'k_porj' (meant: k_proj?). Allowed are embed_tokens, q_"),
+        (["--peft-config", "none.json"], "where no file is"),
+        (["--peft-config", "new.yaml"], "'LORA9' in 'new.yaml', which this version of peft"),
+        (["--peft-config", "name.yaml"], "has rang, which LoraConfig does not take"),
+        (["--peft-config", "list.yaml"], "holds a list"),
+        (["--peft-config", "broken.json"], "cannot be read"),
+        (["--peft-config", "lora.yaml", "--rank", "8"], "--rank is given with --peft-config"),
+        (["--trainer", "sft", "--loss", "full"], "whose loss is fused"),
     ],
 )
 def test_memory_says_what_was_wrong(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Exit code 2 and a message with what was given. (book/bad_input.yaml has the rest.)"""
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "lora.yaml": "r: 8",
+        "new.yaml": "peft_type: LORA9",
+        "name.yaml": "rang: 8",
+        "list.yaml": "- r",
+        "broken.json": "{",
+    }
+    for name, text in files.items():
+        Path(name).write_text(text, encoding="utf-8")
     assert main(["memory", "--model", "llama-3.1-8b", *arguments]) == 2
     assert words in capsys.readouterr().err
 

@@ -183,6 +183,19 @@ def test_the_limits_are_what_predict_says(method: str) -> None:
     assert length == context or predict(**{**plan, "length": length + 64}).peak > gpu.bytes
 
 
+def test_a_search_says_what_it_does_and_does_little() -> None:
+    """Each plan is named before it is simulated; a line through those that are known leads on."""
+    plans: list[str] = []
+    table = fit_gpus("llama-3.2-1b", 12, "qlora", length=256, limits=True, progress=plans.append)
+    (row,) = table.rows
+    assert plans[0] == "qlora, batch 1, length 256"
+    assert len(plans) == len(set(plans)) <= 8
+    for batch in (row.largest_batch, row.largest_batch + 1):
+        assert f"qlora, batch {batch}, length 256" in plans
+    for length in (row.largest_length, row.largest_length + 64):
+        assert f"qlora, batch 1, length {length}" in plans
+
+
 def test_a_gpu_too_small_for_anything() -> None:
     """0, not an error: nothing fits."""
     row = first_row("full", 0.5, limits=True, advice=True)

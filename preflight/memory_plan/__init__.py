@@ -12,7 +12,7 @@ that share the model need. From a config to the predicted peak::
         v
     forward and backward, by the libraries' own code
         |  3  as on a GPU, followed by the meter            simulate, library_patches
-        |  4  with 4 and with 5 layers, from there to all;  extrapolate
+        |  4  with 2 and with 5 layers, from there to all;  extrapolate, layer
         |     where layers differ, with all of them
         v
     levels of the passes          what is trained

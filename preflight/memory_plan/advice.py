@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import floor
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from course_utils.memory.step_memory import StepMemory, size_text
 from preflight.memory_plan.gpus import GPU
-from preflight.memory_plan.predict import predict
+from preflight.memory_plan.predict import Shared, predict
 from preflight.memory_plan.sharding import Units, sharded, units
 from preflight.memory_plan.stored import methods
 
@@ -25,6 +26,7 @@ LONGEST = 131072  # tokens, for a model that states no limit
 TOKENS = 64  # lengths are searched in steps of this many
 SHORTEST = 256  # tokens; a shorter length is not proposed
 DEGREES = (2, 4, 8)
+SIZES = ("batch_size", "length")
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,15 @@ class Change:
 class Search:
     """What plans for one model need, each simulated once, and what a plan can become on a GPU."""
 
-    def __init__(self, config: PretrainedConfig, overhead: Overhead) -> None:
-        self.config, self.overhead = config, overhead
-        self.made: dict[str, StepMemory] = {}
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        overhead: Overhead,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        self.config, self.overhead, self.progress = config, overhead, progress
+        self.made: dict[tuple[str, bool], StepMemory] = {}
+        self.shared: defaultdict[str, Shared] = defaultdict(Shared)
         # What was asked for one GPU serves the next: method and size -> the bytes by that size.
         self.points: defaultdict[tuple[str, str], dict[int, int]] = defaultdict(dict)
 
@@ -82,15 +90,30 @@ class Search:
         return units(self.config)
 
     def memory(self, plan: Mapping[str, Any]) -> StepMemory:
+        """Return what a plan takes."""
+        whole = self._predicted(plan, timeline=True)
+        return whole if plan["shards"] == 1 else sharded(whole, self.units, plan["shards"])
+
+    def phases(self, plan: Mapping[str, Any]) -> StepMemory:
+        """Return the same, perhaps without a timeline, which costs less."""
+        return self._predicted(plan, timeline=False) if plan["shards"] == 1 else self.memory(plan)
+
+    def _predicted(self, plan: Mapping[str, Any], timeline: bool) -> StepMemory:
         options = {k: v for k, v in plan.items() if k != "shards"}
         key = repr(sorted(options.items()))
-        if key not in self.made:
-            self.made[key] = predict(self.config, **options)
-        alone = plan["shards"] == 1
-        return self.made[key] if alone else sharded(self.made[key], self.units, plan["shards"])
+        if (key, True) in self.made:
+            return self.made[key, True]
+        if (key, timeline) not in self.made:
+            if self.progress is not None:
+                self.progress("{method}, batch {batch_size}, length {length}".format(**options))
+            rest = repr(sorted((k, v) for k, v in options.items() if k not in SIZES))
+            self.made[key, timeline] = predict(
+                self.config, **options, shared=self.shared[rest], timeline=timeline
+            )
+        return self.made[key, timeline]
 
     def needed(self, plan: Mapping[str, Any]) -> int:
-        peak = self.memory(plan).peak
+        peak = self.phases(plan).peak
         return peak + self.overhead.of(peak)
 
     def limits(self, plan: Mapping[str, Any], gpu: GPU) -> tuple[int, int]:
@@ -109,11 +132,12 @@ class Search:
         if plan["length"] % unit == 0:  # a point that is known
             lengths[plan["length"] // unit] = self.needed(plan)
         # With the attention kernels in use memory follows the tokens of a batch, however they are
-        # divided into rows, so the batch's answer is the first guess for the length.
+        # divided into rows, so what the batches took is the first guess for the length.
+        batches = on_line(self.points[plan["method"], "batch_size"], gpu.bytes) or batch
         tokens = largest(
             lambda n: self.needed({**plan, "length": unit * n}),
             gpu.bytes,
-            start=max(1, batch * plan["length"] // (plan["batch_size"] * unit)),
+            start=max(1, int(batches * plan["length"] / (plan["batch_size"] * unit))),
             end=context // unit,
             points=lengths,
         )
@@ -135,7 +159,7 @@ class Search:
 
     def possible(self, plan: Mapping[str, Any], gpu: GPU) -> list[_Step]:
         """Return the steps from a plan, without those that leave weights that are too large."""
-        heavy = self.memory(plan).total("load") + self.overhead.of(0) > gpu.bytes
+        heavy = self.phases(plan).total("load") + self.overhead.of(0) > gpu.bytes
         allowed = methods(self.config)
         return [
             s
@@ -148,11 +172,11 @@ class Search:
         taken: list[_Step] = []
         now = plan
         while self.needed(now) > gpu.bytes:
-            peak = self.memory(now).peak
+            peak = self.phases(now).peak
             saving = (
                 step
                 for step in self.possible(now, gpu)
-                if self.memory({**now, **step.update}).peak < peak
+                if self.phases({**now, **step.update}).peak < peak
             )
             step = next(saving, None)
             if step is None:
@@ -173,7 +197,7 @@ class Search:
         changes = []
         for i, step in enumerate(taken):
             before, after = _after(plan, taken[:i]), _after(plan, taken[: i + 1])
-            saving = self.memory(before).peak - self.memory(after).peak
+            saving = self.phases(before).peak - self.phases(after).peak
             fits = self.needed(after) <= gpu.bytes
             changes.append(Change(step.name, step.setting, saving, fits))
         return tuple(changes)
@@ -244,6 +268,15 @@ def steps(plan: Mapping[str, Any], gpu: GPU) -> Iterator[_Step]:
             yield _Step(f"FSDP on {degree} GPUs", f"shards={degree}", update, lightens=True)
 
 
+def on_line(points: Mapping[int, int], limit: int) -> float | None:
+    """Return where the line through the two points nearest to a limit meets it, if there is one."""
+    near = sorted(points, key=lambda n: abs(points[n] - limit))[:2]
+    rise = points[near[1]] - points[near[0]] if len(near) == 2 else 0
+    if rise == 0:
+        return None
+    return near[0] + (limit - points[near[0]]) * (near[1] - near[0]) / rise
+
+
 def largest(
     needed: Callable[[int], int],
     limit: int,
@@ -265,14 +298,13 @@ def largest(
     high = min((n for n, held in known.items() if held > limit), default=end + 1)
     asked = 0
     while high - low > 1:
-        near = sorted(points, key=lambda n: abs(points[n] - limit))[:2]
-        rise = points[near[1]] - points[near[0]] if len(near) == 2 else 0
+        met = on_line(points, limit)
         if asked == 0 and low < start < high:
             n = start
-        elif rise == 0 or asked > 8:  # no line, or far from one: halving always ends
+        elif met is None or asked > 8:  # no line, or far from one: halving always ends
             n = 2 * low if high > end and low else (low + high) // 2
         else:
-            n = near[0] + (limit - points[near[0]]) * (near[1] - near[0]) // rise
+            n = floor(met)
         n = min(max(n, low + 1), high - 1)
         points[n] = needed(n)
         low, high = (n, high) if points[n] <= limit else (low, n)

@@ -8,6 +8,10 @@ between it changes from one to the next by the same bytes. A phase's peak is the
 lines, which is why they are drawn before the highest is taken: the peak itself moves from place to
 place as layers are added, and is not a straight line.
 
+The lines are drawn from two layers to five, where the two say what the five do: in the first and
+the last layer, and before and after them. Else from four to five. What a layer adds at load and in
+gradients does not depend on the batch or the length: at a second size one model is enough.
+
 The optimizer is not extrapolated: it runs over every parameter that the whole model trains.
 
 Used by lessons: 02, 04, 05a, 07, 08, 10.
@@ -26,10 +30,11 @@ from transformers import PretrainedConfig
 
 from course_utils.memory.allocations import Region
 from preflight.memory_plan.fake_model import build_base
+from preflight.memory_plan.layer import FIRST_AND_LAST, WITH_MIDDLE, Layer, each_adds
 from preflight.memory_plan.options import StepOptions
 from preflight.memory_plan.simulate import Pass, Trained, layers_of, simulated_pass
 
-FEW = 4  # two layers at the bottom and two at the top; the second pass has one more, between them
+FEW = 4  # two layers at the bottom and two at the top
 PER_LAYER_OPTIONS = (
     "layers_to_transform",
     "layers_pattern",
@@ -44,25 +49,71 @@ class LayersDiffer(Exception):
     """Layers that have to be simulated one by one; the message says why, as half a sentence."""
 
 
-def extrapolate(config: PretrainedConfig, options: StepOptions) -> Pass:
-    """Return a pass through all layers, made of two through a few of them.
+class Layers:
+    """The layers of one plan, and what passes at one size have shown for those at another.
 
-    Raises:
-        LayersDiffer: where that is not proven: where layers differ, or where those in the middle of
-            the smaller models do not lie on the line between their neighbours, to the byte.
+    Either method may be asked for any batch and length, while the rest of the options stays.
+    `simulated` has the layers of each pass that the last answer is from.
     """
-    _check_config(config, options)
-    count = config.get_text_config().num_hidden_layers
-    small = simulated_pass(_with_layers(config, FEW), options)
-    large = simulated_pass(_with_layers(config, FEW + 1), options)
-    trained = _all_trained(small.trained, large.trained, count - FEW)
-    parts = list(_in_order(_levels(small.regions, large.regions, count), count))
+
+    def __init__(self) -> None:
+        self.each: Layer | None = None
+        self.simulated: list[int] = []
+
+    def all(self, config: PretrainedConfig, options: StepOptions) -> Pass:
+        """Return a pass through all layers, made of those through a few of them.
+
+        Raises:
+            LayersDiffer: where that is not proven: where layers differ, or where those in the
+                middle of the smaller models do not lie on the line between their neighbours, to
+                the byte.
+        """
+        count = config.get_text_config().num_hidden_layers
+        known = self.each is not None and self.each.steady
+        if self.each is None:
+            _check_config(config, options)
+        large = simulated_pass(_with_layers(config, WITH_MIDDLE), options)
+        if not known and FEW not in self.simulated:
+            two = simulated_pass(_with_layers(config, FIRST_AND_LAST), options)
+            self.each = each_adds(two, large)
+        if self.each is not None:
+            self.simulated = [WITH_MIDDLE] if known else [FIRST_AND_LAST, WITH_MIDDLE]
+            at = self.each.through(large, count)
+            return _joined(at, count, large, self.each.trained_of(count))
+        self.simulated = [FEW, WITH_MIDDLE]
+        small = simulated_pass(_with_layers(config, FEW), options)
+        trained = _all_trained(small.trained, large.trained, count - FEW)
+        return _joined(_levels(small.regions, large.regions, count), count, large, trained)
+
+    def highest(self, config: PretrainedConfig, options: StepOptions) -> Pass:
+        """Return a pass through all layers that has less moments where two layers tell the highest.
+
+        Raises:
+            LayersDiffer: as `all` does.
+        """
+        if self.each is None or self.each.like is None:
+            return self.all(config, options)
+        count = config.get_text_config().num_hidden_layers
+        two = simulated_pass(_with_layers(config, FIRST_AND_LAST), options)
+        self.simulated = [FIRST_AND_LAST]
+        at = self.each.highest(two, count)
+        return _joined(at, count, two, self.each.trained_of(count), rows=1)
+
+
+def _joined(
+    at: dict[Region, np.ndarray], count: int, few: Pass, trained: tuple[Trained, ...], rows: int = 2
+) -> Pass:
+    """Return the pass whose regions have the levels `at`, with the first rows of each.
+
+    What no gradient reaches is the same in all layers, so it is that of a pass through a few.
+    """
+    parts = list(_in_order(at, count))
     return Pass(
-        moments=[(phase, row) for phase, part in parts for row in part],
+        moments=[(phase, row) for phase, part in parts for row in part[:rows]],
         ended=parts[-2][1][-1],
         freed=parts[-1][1][-1],
         trained=trained,
-        idle=small.idle,
+        idle=few.idle,
     )
 
 
@@ -130,7 +181,7 @@ def _levels(
         pairs = {name: (small[name], large[name]) for name in names}
         for phase in ("forward", "backward"):
             for place in (0, 1, -2, -1):
-                pairs[phase, place] = small[phase, place % FEW], large[phase, place % (FEW + 1)]
+                pairs[phase, place] = small[phase, place % FEW], large[phase, place % WITH_MIDDLE]
             below, middle, above = (large[phase, index] for index in (1, 2, 3))
             if (below + above != 2 * middle).any():
                 raise LayersDiffer("The layers differ in the memory that they take")

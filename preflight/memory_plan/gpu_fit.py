@@ -5,7 +5,7 @@ Used by lessons: 02, 04, 05a, 07, 08, 10.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -171,6 +171,7 @@ def fit_gpus(
     overhead: Overhead | None = None,
     limits: bool = False,
     advice: bool = False,
+    progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> GPUFitTable:
     """Return on which GPUs a model's training fits, by simulation.
@@ -179,6 +180,7 @@ def fit_gpus(
     `predict` as they are; with `shards` that many GPUs share the model. `limits` also searches the
     largest batch and the largest length, and `advice` what would make a plan fit that does not:
     both are answered by simulations alone, some five to ten of them for each GPU and method.
+    `progress` is called with a few words on each plan before it is simulated.
 
     Raises:
         ValueError: if a GPU, a method or an option is not one of those allowed.
@@ -194,9 +196,9 @@ def fit_gpus(
             f"{len(chosen)} GPUs and {len(wanted)} methods were given. There has to be at least "
             "one of each. Leave gpus out for all that the course knows."
         )
-    kept = opened = Search(config, overhead)
+    kept = opened = Search(config, overhead, progress)
     if holds_fp8(config):
-        opened = Search(dequantized(config), overhead)
+        opened = Search(dequantized(config), overhead, progress)
     sizes = {"batch_size": batch_size, "length": length, "shards": shards}
     rows = []
     for method in wanted:

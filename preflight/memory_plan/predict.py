@@ -21,7 +21,7 @@ from course_utils.configs import load_config
 from course_utils.memory.allocations import Moment, phases_and_timeline
 from course_utils.memory.step_memory import CATEGORIES, StepMemory
 from preflight.memory_plan.default_adapter import default_adapter
-from preflight.memory_plan.extrapolate import FEW, LayersDiffer, extrapolate
+from preflight.memory_plan.extrapolate import FEW, Layers, LayersDiffer
 from preflight.memory_plan.library_patches import (
     LibraryChanged,
     changed_library,
@@ -29,10 +29,30 @@ from preflight.memory_plan.library_patches import (
     other_versions,
 )
 from preflight.memory_plan.options import StepOptions
-from preflight.memory_plan.simulate import STATE, Pass, run_optimizer, simulated_pass
+from preflight.memory_plan.simulate import STATE, Pass, Trained, run_optimizer, simulated_pass
 from preflight.memory_plan.stored import as_loaded
 
 GRADIENTS = CATEGORIES.index("gradients")
+
+
+class Shared:
+    """What predictions share whose plans differ in `batch_size` and `length` alone.
+
+    Give the same one to each of them: what an earlier one found, the next need not simulate.
+    """
+
+    def __init__(self) -> None:
+        self.layers = Layers()
+        self._trained: tuple[Trained, ...] | None = None
+        self._step: tuple[list[Moment], int, int] = ([], 0, 0)
+
+    def optimizer_step(
+        self, trained: tuple[Trained, ...], options: StepOptions
+    ) -> tuple[list[Moment], int, int]:
+        """Return what `run_optimizer` does, which does not depend on the batch."""
+        if self._trained != trained:
+            self._step, self._trained = run_optimizer(trained, options), trained
+        return self._step
 
 
 def predict(
@@ -55,6 +75,8 @@ def predict(
     prepare_for_kbit: bool = False,
     device: str = "cuda",
     layers: str = "auto",
+    shared: Shared | None = None,
+    timeline: bool = True,
 ) -> StepMemory:
     """Return the memory of one training step, in bytes, without the model's weights or a GPU.
 
@@ -77,7 +99,8 @@ def predict(
     all alike is simulated with a few of them and extrapolated exactly; where they differ, a warning
     is logged and each is simulated, as "all" does it. A model that sees or hears is planned for
     rows of text alone; a checkpoint that is quantized already, as transformers holds it in training
-    (one in FP8: on a GPU that computes in it).
+    (one in FP8: on a GPU that computes in it). `shared` spares work where one plan is predicted at
+    several sizes, and `timeline=False` where its moments are not needed.
 
     Raises:
         ValueError: if an option is unknown, two do not go together, the model does not write text
@@ -111,11 +134,12 @@ def predict(
     if peft_config is None and options.peft_config is not None:
         options.peft_config = default_adapter(config)
     check_libraries(device)
+    shared = shared or Shared()
     with _explained(f"A step of {config.model_type!r} with these options"):
-        passes, simulated = _passes(config, options, layers)
+        passes, simulated = _passes(config, options, layers, shared.layers, timeline)
     with _explained(f"A step of the optimizer {options.optimizer!r}"):
-        step, state, host = run_optimizer(passes.trained, options)
-    phases, timeline = phases_and_timeline(_moments(passes, step, state))
+        step, state, host = shared.optimizer_step(passes.trained, options)
+    phases, moments = phases_and_timeline(_moments(passes, step, state))
     settings = {
         "model": config.name_or_path or config.model_type,
         "method": method,
@@ -133,15 +157,18 @@ def predict(
         "idle": list(passes.idle),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    return StepMemory(phases, host, timeline, device=device, settings=settings)
+    return StepMemory(phases, host, moments if timeline else (), device=device, settings=settings)
 
 
-def _passes(config: PretrainedConfig, options: StepOptions, layers: str) -> tuple[Pass, list[int]]:
+def _passes(
+    config: PretrainedConfig, options: StepOptions, layers: str, known: Layers, timeline: bool
+) -> tuple[Pass, list[int]]:
     """Return the passes through all layers, and how many layers were simulated to know them."""
     count = config.get_text_config().num_hidden_layers
     if layers == "auto" and count > FEW + 2:
         try:
-            return extrapolate(config, options), [FEW, FEW + 1]
+            passes = (known.all if timeline else known.highest)(config, options)
+            return passes, known.simulated
         except LayersDiffer as reason:
             _warn_once(f"{reason}; all {count} are simulated, which may take minutes.")
     return simulated_pass(config, options), [count]
