@@ -81,6 +81,13 @@ WHOLE = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_short_sentences_without_a_full_stop_are_cut_off_where_they_are_several(count: int) -> None:
+    short = [f"Item {n} was sent on Monday to the shop where the buyer" for n in range(count)]
+    found = faults(check(answers(*short)))
+    assert found == ({"answer_cut_off": [*range(36, 36 + count)]} if count > 2 else {})
+
+
 @pytest.mark.parametrize("make", [answers, chats])
 def test_answers_cut_off_in_mid_sentence(make: Any) -> None:
     """A limit of tokens in the program that wrote the answers; the model learns to stop there."""

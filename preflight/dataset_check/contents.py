@@ -41,7 +41,8 @@ OPEN_WORDS = frozenset(
 )
 SENTENCE = re.compile(r"\w[.!?][\"')]? +[A-Z]")
 NO_PROSE = re.compile(r"^\s*(?:[-*+•#>|]|\d+[.)]|[A-Za-z][.)]\s)|[{}();=<>\\|]|https?:|:\s*\S+$")
-SHORT, PROSE = 8, 15  # words of a last line that may be a sentence, and of one that is
+SHORT, PROSE = 8, 11  # words of a last line that may be a sentence, and of one that is
+LONG, SEVERAL = 15, 3  # a single shorter one without a full stop is a slip, several are a limit
 TAIL = 6  # words after the last full stop; fewer may be a name, or a greeting
 USUAL = 5  # of so many answers, one may end in mid-sentence; more is how these answers are
 
@@ -155,6 +156,7 @@ class CutOffs:
 
     def __init__(self, max_rows: int) -> None:
         self._whole = 0
+        self._long = False
         self._cut = Tally(max_rows)
 
     def look(self, number: int, texts: list[tuple[str, str]]) -> Iterator[Fault]:
@@ -169,13 +171,14 @@ class CutOffs:
                 yield "answer_cut_off", end
             else:
                 self._cut.add(number, end)
+                self._long |= len(answer.split()) >= LONG
         elif cut is False:
             self._whole += 1
 
     def note(self, found: Collector) -> None:
         """Note the other answers that were cut off, if most end as sentences do."""
         count = self._cut.count
-        if count and count * USUAL <= count + self._whole:
+        if (self._long or count >= SEVERAL) and count * USUAL <= count + self._whole:
             found.add_tally("answer_cut_off", self._cut)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import dataset_checks
 import planners
 import pytest
 import run_lessons
@@ -141,3 +143,12 @@ def test_the_page_of_planners_has_the_table_of_its_record() -> None:
     assert record["cases"] == asked
     assert planners.table(record) in planners.PAGE.read_text(encoding="utf-8")
     assert all(record["versions"][name] == pin for name, pin in planners.PLANNERS.items())
+
+
+def test_the_page_of_dataset_checks_has_the_table_of_its_record(tmp_path: Path) -> None:
+    """And this course's column is what its check says now."""
+    record = json.loads(dataset_checks.RESULTS.read_text(encoding="utf-8"))
+    assert dataset_checks.table(record) in planners.PAGE.read_text(encoding="utf-8")
+    now = dataset_checks.measure(dataset_checks.course, tmp_path)
+    kept = record["checks"]["this course"]
+    assert {**now, "seconds": kept["seconds"]} == kept
