@@ -16,6 +16,9 @@ import warnings
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 for _old in ("gradient_checkpointing(_enable)?", "past_key_values"):
     warnings.filterwarnings("ignore", rf".*{_old}` is deprecated", FutureWarning)
+logging.getLogger("transformers.utils.generic").addFilter(
+    lambda record: not record.getMessage().startswith("`past_key_values`")
+)
 
 __version__ = "0.1.0"
 
