@@ -41,7 +41,7 @@ from preflight.memory_plan.default_adapter import default_adapter
 from preflight.memory_plan.gpu_fit import GPUFit, GPUFitTable, fit_gpus, plan_text
 from preflight.memory_plan.gpus import GPU, GPUS, find_gpu, gpu_table
 from preflight.memory_plan.options import METHODS, OPTIMIZERS
-from preflight.memory_plan.predict import predict
+from preflight.memory_plan.predict import Shared, predict
 from preflight.memory_plan.sharding import Units, sharded, units
 from preflight.memory_plan.throughput import flops_per_token, tokens_per_second
 
@@ -54,6 +54,7 @@ __all__ = [
     "GPUFit",
     "GPUFitTable",
     "Overhead",
+    "Shared",
     "Units",
     "default_adapter",
     "find_gpu",

@@ -46,7 +46,7 @@ class Shared:
         self._trained: tuple[Trained, ...] | None = None
         self._step: tuple[list[Moment], int, int] = ([], 0, 0)
 
-    def optimizer_step(
+    def _optimizer_step(
         self, trained: tuple[Trained, ...], options: StepOptions
     ) -> tuple[list[Moment], int, int]:
         """Return what `run_optimizer` does, which does not depend on the batch."""
@@ -138,7 +138,7 @@ def predict(
     with _explained(f"A step of {config.model_type!r} with these options"):
         passes, simulated = _passes(config, options, layers, shared.layers, timeline)
     with _explained(f"A step of the optimizer {options.optimizer!r}"):
-        step, state, host = shared.optimizer_step(passes.trained, options)
+        step, state, host = shared._optimizer_step(passes.trained, options)
     phases, moments = phases_and_timeline(_moments(passes, step, state))
     settings = {
         "model": config.name_or_path or config.model_type,
