@@ -84,6 +84,9 @@ def local_links(source: str, path: Path) -> str:
                 f"{path.name} links to {target!r}, and there is no such file. A link is relative "
                 "to the folder of its page. Correct it there."
             )
+        if file.suffix == ".md" and file.parent == BOOK != path.parent:
+            up = os.path.relpath(ROOT, path.parent)  # the pages of book/ lie at the top of the site
+            return f"[{text}]({up}/{file.name}{anchor})"
         if file.suffix in {".ipynb", ".md"} and file.parent in {ROOT / "notebooks", BOOK}:
             return match[0]
         kind = "tree" if file.is_dir() else "blob"
