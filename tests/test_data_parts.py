@@ -285,3 +285,9 @@ def test_packed_files_and_a_mark_at_the_start(start: bytes, packed: bool, tmp_pa
         else:
             assert load([path], chunksize=SHORT)[60]["v"] == "5"
         assert found(path)["load_stops" if blank else "load_changes"][0] == (60,)
+
+
+def test_a_field_that_cannot_be_written_as_json_is_an_error_of_the_file() -> None:
+    """A list in some rows and a number in others, where the list's items are of several types."""
+    with pytest.raises(ValueError, match="several types"):
+        parts.read(b'{"a": [1]}\n{"a": 5}\n', [["a", 0]])

@@ -136,7 +136,12 @@ def read(lines: bytes | memoryview, ways: Ways) -> pa.Table:
     Raises ValueError where load_dataset stops (pyarrow's ArrowInvalid is one).
     """
     while True:
-        text = json_encode_fields_in_json_lines(bytes(lines), ways) if ways else lines
+        try:
+            text = json_encode_fields_in_json_lines(bytes(lines), ways) if ways else lines
+        except (TypeError, AttributeError) as error:  # a list in some rows, or an object
+            raise ValueError(
+                f"A field of several types cannot be written as JSON: {error}"
+            ) from error
         options = paj.ReadOptions(block_size=len(text) + 1)
         try:
             return paj.read_json(pa.BufferReader(pa.py_buffer(text)), options)
