@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import string
-import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from planners import markdown, put
+from neighbours import Environment, markdown, put
 
 from course_utils.files import write_whole
 from course_utils.paths import COURSE_ROOT, DATA
@@ -165,9 +162,7 @@ class Others:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        venv.create(place / "env", with_pip=True)
-        pins = [f"{name}=={version}" for name, version in CHECKS.items()]
-        self._run("pip", "install", "-q", *pins)
+        self._environment = Environment(place, CHECKS)
 
     def finelint(self, file: Path) -> Numbers:
         affected = self.place / "affected.json"
@@ -211,11 +206,7 @@ class Others:
         return {one["check_id"]: one["count"] for one in found if one["severity"] != "info"}
 
     def _run(self, program: str, *arguments: object) -> None:
-        env = {**os.environ, "COLUMNS": "200"}
-        command = list(map(str, [self.place / "env" / "bin" / program, *arguments]))
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        if done.returncode not in (0, 1, 10):  # what they found is no failure
-            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+        self._environment.run(program, *arguments, found=(1, 10))  # what they found is no failure
 
 
 # Numbers in cleanllm's reports that count no fault: sizes, times, the sound rows.

@@ -15,22 +15,20 @@ peak is what it held.
 from __future__ import annotations
 
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from neighbours import Environment, markdown, put
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -42,7 +40,6 @@ from preflight.memory_plan import predict
 
 CASES = Path(__file__).with_suffix(".yaml")
 RESULTS = COURSE_ROOT / "data" / "results" / "planners.json"
-PAGE = COURSE_ROOT / "book" / "neighbours.md"
 SCHEMA = 1
 GIB = 2**30
 PLANNERS = {
@@ -71,12 +68,17 @@ class Cannot(Exception):
     """A planner has no setting for this case."""
 
 
+@cache
+def content() -> dict[str, Any]:
+    """Return what planners.yaml holds."""
+    return yaml.safe_load(CASES.read_text(encoding="utf-8"))
+
+
 def cases() -> list[Case]:
     """Return the cases with all their settings, and `peak` in bytes."""
-    content = yaml.safe_load(CASES.read_text(encoding="utf-8"))
     rows = []
-    for row in content["cases"]:
-        source = content["sources"][row["source"]]
+    for row in content()["cases"]:
+        source = content()["sources"][row["source"]]
         peak = round(row["peak"] * source["unit"])
         machine = {key: source[key] for key in ("kind", "gpu_gib", "keeps")}
         rows.append({**LEFT_OUT, **row, **machine, "peak": peak})
@@ -87,8 +89,7 @@ def shape(name: str) -> PretrainedConfig:
     """Return a model's config: a shipped one, or one that planners.yaml has the numbers of."""
     if name in SHIPPED:
         return load_config(name.lower())
-    content = yaml.safe_load(CASES.read_text(encoding="utf-8"))
-    return AutoConfig.for_model("qwen2", **content["shapes"][name])
+    return AutoConfig.for_model("qwen2", **content()["shapes"][name])
 
 
 def trainer_step(case: Case) -> StepMemory:
@@ -142,9 +143,7 @@ class Others:
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        venv.create(place / "env", with_pip=True)
-        pins = [f"{name}=={version}" for name, version in PLANNERS.items()]
-        self._run("pip", "install", "-q", *pins)
+        self._environment = Environment(place, PLANNERS)
         for name in {case["model"] for case in cases()}:
             self._keep(name)
 
@@ -162,16 +161,9 @@ class Others:
         (cached / "refs" / "main").write_text(revision)
 
     def _run(self, program: str, *arguments: object) -> str:
-        env = {**os.environ, "HF_HUB_CACHE": str(self.place / "cache"), "COLUMNS": "200"}
-        if program != "pip":
-            env["HF_HUB_OFFLINE"] = "1"
-        command = [self.place / "env" / "bin" / program, *arguments]
-        done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, env=env, check=False
-        )
-        if not done.stdout and done.returncode:
-            raise RuntimeError(f"{program}: {done.stderr.strip()}")
-        return done.stdout
+        offline = {"HF_HUB_CACHE": str(self.place / "cache"), "HF_HUB_OFFLINE": "1"}
+        # A plan that does not fit a GPU ends with 1, and is an answer.
+        return self._environment.run(program, *arguments, variables=offline, found=(1,))
 
     def vramcalc(self, case: Case) -> int:
         if case["method"] == "qlora" or case["targets"] != ATTENTION:
@@ -376,19 +368,6 @@ def table(record: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table in markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def put(table: str) -> None:
-    """Print a table, and write it over the one on the page whose first column has its name."""
-    print(table)
-    first = re.match(r"\| [^|]+\|", table)[0]
-    old = re.compile(rf"^{re.escape(first)}.*(\n\|.*)*", re.M)
-    write_whole(PAGE, old.sub(lambda _: table, PAGE.read_text(encoding="utf-8")))
-
-
 def main() -> int:
     asked = cases()
     with tempfile.TemporaryDirectory() as place:
@@ -399,15 +378,15 @@ def main() -> int:
         }
         for name in PLANNERS:
             planners[name] = measure(getattr(others, name.replace("-", "_")), asked)
-    content = {
+    record = {
         "schema": SCHEMA,
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {name: metadata.version(name) for name in LIBRARIES} | PLANNERS,
         "cases": [{key: case[key] for key in ("source", "model", "method")} for case in asked],
         "planners": planners,
     }
-    write_whole(RESULTS, json.dumps(content, indent=1) + "\n")
-    put(table(content))
+    write_whole(RESULTS, json.dumps(record, indent=1) + "\n")
+    put(table(record))
     return 0
 
 

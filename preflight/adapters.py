@@ -23,8 +23,10 @@ def target_names(text: str) -> list[str] | str:
 
     Names joined by commas, "all-linear", or a regular expression, by the signs that no name has.
     """
-    if text.lower() == "all-linear" or set(text) & set("*+?()[]|^$\\"):
-        return text.lower() if text.lower() == "all-linear" else text
+    if text.lower() == "all-linear":
+        return "all-linear"
+    if set(text) & set("*+?()[]|^$\\"):
+        return text
     return [name.strip() for name in text.split(",")]
 
 

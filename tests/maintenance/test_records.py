@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dataset_checks
+import neighbours
 import planners
 import pytest
 import run_lessons
@@ -141,14 +142,14 @@ def test_the_page_of_planners_has_the_table_of_its_record() -> None:
     record = json.loads(planners.RESULTS.read_text(encoding="utf-8"))
     asked = [{key: case[key] for key in record["cases"][0]} for case in planners.cases()]
     assert record["cases"] == asked
-    assert planners.table(record) in planners.PAGE.read_text(encoding="utf-8")
+    assert planners.table(record) in neighbours.PAGE.read_text(encoding="utf-8")
     assert all(record["versions"][name] == pin for name, pin in planners.PLANNERS.items())
 
 
 def test_the_page_of_dataset_checks_has_the_table_of_its_record(tmp_path: Path) -> None:
     """And this course's column is what its check says now."""
     record = json.loads(dataset_checks.RESULTS.read_text(encoding="utf-8"))
-    assert dataset_checks.table(record) in planners.PAGE.read_text(encoding="utf-8")
+    assert dataset_checks.table(record) in neighbours.PAGE.read_text(encoding="utf-8")
     now = dataset_checks.measure(dataset_checks.course, tmp_path)
     kept = record["checks"]["this course"]
     assert {**now, "seconds": kept["seconds"]} == kept
