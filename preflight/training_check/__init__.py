@@ -1,0 +1,99 @@
+"""What goes wrong in training without an error: found before it starts.
+
+>>> check_settings(args, peft_config, model)  # before the trainer is built
+>>> check_trainer(trainer)  # before trainer.train()
+
+What the libraries refuse themselves, in words that help, is left to them.
+
+Used by lessons: 04, 05a, 06.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from peft import PeftConfig, PeftModel
+from transformers import Trainer, TrainingArguments
+
+from course_utils.setting_checks import setting_problems
+from preflight.dataset_check import Finding
+from preflight.lora_targets.discovery import Model
+from preflight.training_check.adapters import (
+    adalora_findings,
+    quantization_findings,
+    rank_findings,
+    target_findings,
+    unmatched_findings,
+)
+from preflight.training_check.report import TrainingReport, finding
+from preflight.training_check.rows import row_findings
+
+
+def check_settings(
+    args: TrainingArguments | None = None,
+    peft_config: PeftConfig | None = None,
+    model: Model | None = None,
+) -> TrainingReport:
+    """Return what is wrong with training arguments and a PEFT config, before a trainer is built.
+
+    With `model` (a model without an adapter, or what `lora_targets.discover` takes) the config's
+    target_modules are held against it, too.
+
+    Raises:
+        ValueError, FileNotFoundError, RuntimeError: as `lora_targets.discover`, for `model`.
+    """
+    given = [type(one).__name__ for one in (args, peft_config) if one is not None]
+    findings = list(_setting_findings(args, peft_config))
+    targets = getattr(peft_config, "target_modules", None)
+    if model is not None and targets:
+        findings += target_findings(model, targets if isinstance(targets, str) else sorted(targets))
+    return TrainingReport(" and ".join(given) or "no settings", tuple(findings))
+
+
+def _setting_findings(
+    args: TrainingArguments | None, config: PeftConfig | None
+) -> Iterator[Finding]:
+    """Yield what is wrong with settings by themselves, without a model."""
+    for problem in setting_problems(args, config):
+        yield finding(problem.code, problem.what, problem.fix)
+
+
+def check_trainer(trainer: Trainer) -> TrainingReport:
+    """Return what is wrong with a Trainer or SFTTrainer that is built and not trained yet.
+
+    Next to its settings: how much is trained, names that matched nothing, ranks above a layer's
+    size, a base model quantized otherwise than meant, rows without a label. Nothing is changed and
+    no random number drawn, so the training goes as it would have.
+    """
+    model = base = trainer.model
+    if isinstance(model, PeftModel):
+        base, config = model.get_base_model(), model.active_peft_config
+        trained, total = model.get_nb_trainable_parameters()
+        findings = [
+            *_setting_findings(trainer.args, config),
+            *unmatched_findings(model, config),
+            *rank_findings(model),
+            *adalora_findings(trainer, config),
+        ]
+    else:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+        findings = list(_setting_findings(trainer.args, None))
+    if trained == total:
+        findings.append(
+            finding(
+                "all_weights",
+                f"All {total:,} parameters are trained: there is no adapter. Allowed, and right "
+                "for full fine-tuning.",
+                "For LoRA give the trainer peft_config=LoraConfig(...).",
+                "warning",
+            )
+        )
+    about = (
+        f"{type(trainer).__name__} on {type(base).__name__}: trains {trained:,} of {total:,} "
+        f"parameters ({trained / total:.2%}) at learning rate {trainer.args.learning_rate}"
+    )
+    return TrainingReport(
+        about,
+        (*findings, *quantization_findings(model), *row_findings(trainer.train_dataset, base)),
+    )

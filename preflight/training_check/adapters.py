@@ -1,0 +1,125 @@
+"""What an adapter does on its model other than meant, or not at all.
+
+Used by lessons: 04, 05a, 06.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from peft import AdaLoraConfig, PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import Trainer
+
+from course_utils.setting_checks import unmatched_targets
+from preflight.dataset_check import Finding
+from preflight.lora_targets import check_targets
+from preflight.lora_targets.discovery import Model
+from preflight.training_check.report import finding
+
+
+def target_findings(model: Model, names: Iterable[str] | str) -> Iterator[Finding]:
+    """Yield the target names that match nothing in a model, or not what they seem to."""
+    check = check_targets(model, names)
+    wrong = [(name.name, name.problem, name.nearest) for name in check.names if name.problem]
+    if check.error and not wrong:  # of all the names together
+        wrong = [(names, check.error, "")]
+    for name, problem, nearest in wrong:
+        yield finding(
+            "target_modules",
+            f"target_modules has {name!r}: {problem}. Allowed are names of layers; of a wrong one "
+            "next to a right one peft says nothing.",
+            (f"Write {nearest}. " if nearest else "")
+            + "lora_targets.discover(model) lists the layers.",
+        )
+
+
+def unmatched_findings(model: PeftModel, config: PeftConfig) -> Iterator[Finding]:
+    if missed := unmatched_targets(model):
+        yield from target_findings(model.get_base_model().config, missed)
+    kept = [name for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+    for name in getattr(config, "modules_to_save", None) or ():
+        if not any(module.endswith(name) for module in kept):
+            yield finding(
+                "modules_to_save",
+                f"modules_to_save has {name!r}: matches nothing. Allowed are names of modules; "
+                "of a wrong one peft says nothing.",
+                "Look for the name in model.named_modules(), such as lm_head or score.",
+            )
+
+
+def rank_findings(model: nn.Module) -> Iterator[Finding]:
+    layers = [
+        (rank, min(layer.in_features, layer.out_features), name.removeprefix("base_model.model."))
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+        for rank in layer.r.values()
+    ]
+    over = [one for one in layers if one[0] > one[1]]
+    if over:
+        rank, side, name = over[0]
+        yield finding(
+            "rank",
+            f"The rank is {rank:,}, above the smaller side of {len(over)} of {len(layers)} layers "
+            f"({side} in {name}). Allowed, but of no use: with a rank of {side} an adapter can be "
+            "any change of that layer.",
+            "Lower r: 8 and 16 are usual.",
+            "warning",
+        )
+
+
+def adalora_findings(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
+    if not isinstance(config, AdaLoraConfig):
+        return
+    after_steps = [type(one).on_optimizer_step for one in trainer.callback_handler.callbacks]
+    if not any("update_and_allocate" in after.__code__.co_names for after in after_steps):
+        yield finding(
+            "adalora_ranks",
+            "No callback's on_optimizer_step calls update_and_allocate: AdaLoRA then keeps "
+            f"init_r={config.init_r} ranks in every layer, and target_r={config.target_r} has no "
+            "effect. Allowed, but no longer AdaLoRA: no trainer makes that call, and none says so.",
+            "Add a callback with model.base_model.update_and_allocate(state.global_step), as "
+            "lesson 05a does.",
+            "warning",
+        )
+    # By name, so that a check of a plain Trainer need not import trl.
+    if config.orth_reg_weight and any(c.__name__ == "SFTTrainer" for c in type(trainer).__mro__):
+        yield finding(
+            "adalora_penalty",
+            f"SFTTrainer leaves out the penalty that orth_reg_weight={config.orth_reg_weight} asks "
+            "for: it makes the loss from log-probabilities, and AdaLoRA adds the penalty to the "
+            "model's own loss. Allowed, and then nothing keeps P and Q near orthogonal.",
+            "Train with Trainer, which takes the model's own loss; or do without the penalty.",
+            "warning",
+        )
+
+
+def quantization_findings(model: nn.Module) -> Iterator[Finding]:
+    layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    if layers and layers[0].weight.quant_type == "fp4":
+        yield finding(
+            "fp4",
+            "The base model is quantized to fp4, the default of BitsAndBytesConfig, which silently "
+            "drops a misspelt bnb_4bit_quant_type. Allowed are fp4 and nf4.",
+            'QLoRA has bnb_4bit_quant_type="nf4": set it and load the model again. '
+            "quantization.checked_arguments(...) finds misspelt names.",
+            "warning",
+        )
+    # Of such widths bitsandbytes 0.50 mixes up the blocks' scales on a CPU, but not on a GPU.
+    sizes = [
+        (layer.in_features, layer.weight.quant_state.blocksize)
+        for layer in layers
+        if layer.weight.device.type == "cpu"
+    ]
+    cut = [(width, block) for width, block in sizes if width % block and width % 16 == 0]
+    if cut:
+        width, block = cut[0]
+        yield finding(
+            "block_size",
+            f"{len(cut)} of {len(layers)} layers in 4 bits are {width} wide, which cuts the blocks "
+            f"of {block}: on a CPU bitsandbytes computes them wrongly and says nothing. Allowed "
+            f"there are multiples of {block}.",
+            "Use a GPU, or load this model without quantization.",
+        )
