@@ -1,4 +1,4 @@
-"""What to ask before a GPU is rented: ``python -m preflight check``, modules, memory, training.
+"""What to ask before a GPU is rented, or an adapter shipped: ``python -m preflight COMMAND``.
 
 Used by lessons: none.
 """

@@ -52,6 +52,21 @@ def lora(model: Any, rank: int | None, targets: str) -> LoraConfig:
     return LoraConfig(r=rank, target_modules=names, task_type="CAUSAL_LM")
 
 
+def config_class(method: str, file: str | Path) -> type[PeftConfig]:
+    """Return the class of peft's config for a peft_type that stands in a file.
+
+    Raises:
+        ValueError: if peft knows no such type.
+    """
+    if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ValueError(
+            f"peft_type is {method!r} in '{file}', which this version of peft does not know. "
+            f"Allowed are {', '.join(t.value for t in PEFT_TYPE_TO_CONFIG_MAPPING)}. Correct it, "
+            "or install the version of peft that wrote the file."
+        )
+    return PEFT_TYPE_TO_CONFIG_MAPPING[method]
+
+
 def from_file(file: str) -> PeftConfig:
     """Return the config of peft that a file describes, for training.
 
@@ -83,14 +98,7 @@ def from_file(file: str) -> PeftConfig:
             f"--peft-config is '{file}', which holds a {type(found).__name__}. Allowed are the "
             "arguments of LoraConfig by their names, such as r: 8. Correct the file."
         )
-    method = str(found.pop("peft_type", "LORA"))
-    if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise ValueError(
-            f"peft_type is {method!r} in '{file}', which this version of peft does not know. "
-            f"Allowed are {', '.join(t.value for t in PEFT_TYPE_TO_CONFIG_MAPPING)}. Correct it, "
-            "or install the version of peft that wrote the file."
-        )
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING[method]
+    kind = config_class(str(found.pop("peft_type", "LORA")), file)
     unknown = found.keys() - kind.__dataclass_fields__.keys()
     if unknown:
         raise ValueError(

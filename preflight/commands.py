@@ -1,4 +1,4 @@
-"""The commands of the preflight: check, memory, modules, training; what each prints, returns.
+"""The commands of the preflight, such as check and memory: what each prints, and returns.
 
 Used by lessons: none.
 """
@@ -184,6 +184,19 @@ def modules(options: argparse.Namespace) -> int:
     return 0 if "check" not in parts or parts["check"].ok else 1
 
 
+def adapter(options: argparse.Namespace) -> int:
+    """Print whether an adapter's folder will be the model that was trained; return 1 if not."""
+    with _quick_imports():
+        from preflight.adapter_check import check_adapter
+
+        report = check_adapter(options.folder, options.base)
+    if options.json:
+        print(json.dumps({"ok": report.ok, **dataclasses.asdict(report)}, indent=2))
+    else:
+        print(report)
+    return 0 if report.ok else 1
+
+
 def training(options: argparse.Namespace) -> int:
     """Print what is wrong with the settings in a recipe; return 1 if it should not be trained."""
     from trl import (
@@ -216,7 +229,7 @@ def training(options: argparse.Namespace) -> int:
 
 
 def add_commands(commands: Any) -> None:
-    """Add check, memory and modules to a parser's commands (what `add_subparsers` gave)."""
+    """Add check, memory, modules and adapter to the commands of a parser, by `add_subparsers`."""
     command = commands.add_parser("check", help="examine a dataset before training on it")
     command.add_argument(
         "dataset", help="a JSONL, JSON, CSV or Parquet file, a folder, or a hub name"
@@ -312,6 +325,15 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--rank", type=int, default=8, help="of the adapters (default: 8)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=modules)
+
+    command = commands.add_parser("adapter", help="will this folder be the model that was trained?")
+    command.add_argument("folder", help="an adapter's folder, as model.save_pretrained writes it")
+    command.add_argument(
+        "--base",
+        help="its base: a shipped name, a config.json, a folder or a hub name",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=adapter)
 
 
 def add_training(commands: Any) -> None:

@@ -6,65 +6,18 @@ Used by lessons: 01, 04, 05a, 06.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from course_utils.display import html_table
 from preflight.dataset_check.private import redacted
 from preflight.dataset_check.rules import RULES
+from preflight.findings import Finding, findings_html
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of fault in one split.
-
-    `severity` is "error" (training stops, or the row teaches nothing or something wrong), "warning"
-    (it trains, probably not as you mean) or "info". `rows` holds the first few row numbers, counted
-    from 0 as in `dataset[row]`; for the code "broken_line" they are line numbers of the file,
-    counted from 1. `count` is 0 for a finding about the whole dataset or the tokenizer. `example`
-    quotes the first place, shortened.
-    """
-
-    severity: str
-    code: str
-    what: str
-    count: int
-    rows: tuple[int, ...]
-    fix: str
-    split: str = ""
-    example: str = ""
-
-    def where(self) -> str:
-        """Return the split and the row numbers in words, such as "train: 3, 7, ... (12 rows)"."""
-        if not self.count:
-            return self.split or "all"
-        unit = "line" if self.code == "broken_line" else "row"
-        numbers = ", ".join(map(str, self.rows)) + (", ..." if self.count > len(self.rows) else "")
-        return f"{self.split}: {numbers} ({self.count} {unit}{'s' if self.count != 1 else ''})"
-
-    def __str__(self) -> str:
-        lines = [f"{self.severity.upper():8}{self.code}  {self.where()}", self.what]
-        if self.example:
-            lines.append(f"First: {self.example}")
-        if self.fix:
-            lines.append(f"Fix: {self.fix}")
-        return "\n        ".join(lines)
-
-
-def findings_html(findings: Sequence[Finding]) -> str:
-    """Return findings as a table in HTML."""
-    if not findings:
-        return "<p>Nothing found.</p>"
-    return html_table(
-        [(f.severity, f.code, f.where(), f.what, f.example, f.fix) for f in findings],
-        ["severity", "code", "where", "what", "first", "fix"],
-    )
 
 
 @dataclass(frozen=True)

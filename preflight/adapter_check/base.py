@@ -1,0 +1,155 @@
+"""Whether an adapter fits its base: names and shapes, held against what peft makes on the base.
+
+Used by lessons: none.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from transformers import PretrainedConfig, PreTrainedModel
+
+from course_utils.configs import build_empty, load_config
+from preflight.adapter_check.folder import PREFIX, AdapterFolder
+from preflight.findings import Finding, finding
+from preflight.training_check.adapter_rules import rule_findings
+
+Shapes = dict[str, tuple[int, ...]]
+
+# The class of transformers for a task of peft; of others, configs.build_empty chooses one.
+CLASSES = {
+    "CAUSAL_LM": transformers.AutoModelForCausalLM,
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+    "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
+    "FEATURE_EXTRACTION": transformers.AutoModel,
+}
+
+
+def fit(folder: AdapterFolder, base: str | Path | PretrainedConfig) -> tuple[str, list[Finding]]:
+    """Return what the base is, in a line, and what of the adapter does not fit it.
+
+    The base is built from its config, without weights.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: as `configs.load_config` and `build_empty`.
+    """
+    config = load_config(base)
+    model = _empty(config, folder.config.get("task_type"))
+    text = config.get_text_config()
+    vocabulary = getattr(text, "vocab_size", None)
+    tied = "tied" if getattr(text, "tie_word_embeddings", False) else "not tied"
+    about = f"held against {type(model).__name__}: vocabulary {vocabulary:,}, embeddings {tied}"
+    peft_config = PeftConfig.from_pretrained(folder.path)
+    found = [*_tokens(peft_config, vocabulary), *rule_findings(peft_config, model)]
+    if not any(one.code == "vocabulary" for one in found):
+        found += _differences(folder, peft_config, model, vocabulary)
+    return about, found
+
+
+def _empty(config: PretrainedConfig, task: str | None) -> PreTrainedModel:
+    kind = CLASSES.get(task or "")
+    if kind is None or type(config) not in kind._model_mapping:
+        return build_empty(config)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return kind.from_config(config, trust_remote_code=False)
+
+
+def _tokens(config: PeftConfig, vocabulary: int | None) -> Iterator[Finding]:
+    """Yield a finding if a token is trained that the base does not have."""
+    given = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", [])
+    numbers = given.values() if isinstance(given, dict) else [given]
+    highest = max((n for some in numbers for n in some), default=-1)
+    if vocabulary is not None and highest >= vocabulary:
+        yield _grown(highest + 1, vocabulary, "a trained token")
+
+
+def _grown(rows: int, vocabulary: int, what: str) -> Finding:
+    return finding(
+        "vocabulary",
+        f"The adapter has {rows:,} tokens ({what}), and the base {vocabulary:,}: loading it ends "
+        "in an error.",
+        f"First base.resize_token_embeddings({rows}), or len(tokenizer) of the tokenizer that was "
+        "trained with: ship that one in the folder.",
+    )
+
+
+def _differences(
+    folder: AdapterFolder, config: PeftConfig, model: PreTrainedModel, vocabulary: int | None
+) -> Iterator[Finding]:
+    try:
+        wanted, there = _shapes(config, model)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        yield finding(
+            "base",
+            f"Peft cannot make this adapter on the base: {reason[:200]}",
+            "Give the base that it was trained on; its config names "
+            f"{folder.base or 'none'} as that.",
+        )
+        return
+    saved = {name: one.shape for name, one in folder.tensors.items()}
+    known = there | wanted
+    # The size of a head is that of the training's labels, and stands in no base.
+    labels = folder.config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS")
+    heads = tuple(f".{name}." for name in folder.modules_to_save) if labels else ()
+    other = {
+        name: shape
+        for name, shape in saved.items()
+        if name in known and shape != known[name] and not any(head in name for head in heads)
+    }
+    grown = {n: rows for n, shape in other.items() if (rows := _rows(shape, known[n], vocabulary))}
+    if grown:
+        name, rows = next(iter(grown.items()))
+        yield _grown(rows, vocabulary, name.removeprefix(PREFIX))
+    if wrong := [name for name in other if name not in grown]:
+        name = wrong[0]
+        yield finding(
+            "shapes",
+            f"{len(wrong)} of {len(saved)} tensors have another shape than the base wants, such as "
+            f"{name.removeprefix(PREFIX)}: {list(saved[name])}, where {list(known[name])} is "
+            "wanted. Loading ends in an error.",
+            "Give the base that the adapter was trained on. If it is that one, the config is not "
+            "that of these weights.",
+        )
+    lacking = [name for name in wanted if name not in saved]
+    left = [name for name in saved if name not in known]
+    if lacking or left:
+        name = (lacking or left)[0]
+        yield finding(
+            "names",
+            f"Peft looks for {len(wanted)} tensors on this base: {len(lacking)} of them are not in "
+            f"the folder and stay as at the start, and {len(left)} that are in it have no place "
+            f"and are left out, with a warning at most. The first: {name.removeprefix(PREFIX)}.",
+            "Give the base that the adapter was trained on, and load it with the peft that saved "
+            f"it ({folder.config.get('peft_version') or 'below 0.18'}).",
+        )
+
+
+def _rows(shape: tuple[int, ...], wanted: tuple[int, ...], vocabulary: int | None) -> int:
+    """Return how many tokens a tensor is for, if that alone is other than wanted; else 0."""
+    if len(shape) != len(wanted):
+        return 0
+    other = [(a, b) for a, b in zip(shape, wanted, strict=True) if a != b]
+    return other[0][0] if len(other) == 1 and other[0][1] == vocabulary else 0
+
+
+def _shapes(config: PeftConfig, model: PreTrainedModel) -> tuple[Shapes, Shapes]:
+    """Return the shapes of what peft saves of an adapter on a model, and of all that is in it."""
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # PiSSA and others compute with weights, which are not here
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # they are meant for a model that is used
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
+        # "auto" asks the hub whether the vocabulary has grown.
+        state: dict[str, Any] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    there = {name: tuple(one.shape) for name, one in adapted.state_dict().items()}
+    return {name: tuple(one.shape) for name, one in state.items()}, there
