@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from helpers import python
-from peft import IA3Config, LoraConfig
+from peft import IA3Config, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from course_utils import compare, configs
 from course_utils.__main__ import main
@@ -272,6 +273,23 @@ def test_compare_lists_and_writes_its_experiments(
     assert main(["compare", "--methods", "lora, ia3", "--seeds", "2", "--write", str(file)]) == 0
     assert [(e.name, e.seeds) for e in compare.read(file)] == [("lora", (0, 1)), ("ia3", (0, 1))]
     assert not list(tmp_path.glob("*/"))
+
+
+def test_adapter_says_what_a_folder_will_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0 where it fits its base, 1 where not, as text and as JSON."""
+    model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL)
+    get_peft_model(model, LoraConfig(**ON_Q_AND_V)).save_pretrained(tmp_path)
+    assert main(["adapter", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "LORA rank 8 alpha 8 on q_proj, v_proj" in printed
+    assert "vLLM 0.33.0: takes it" in printed
+    assert main(["adapter", str(tmp_path), "--base", "llama-3.2-1b", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] is False
+    assert {"shapes", "names"} <= {one["code"] for one in data["findings"]}
+    assert {one["effect"] for one in data["served"]} >= {"takes"}
 
 
 RECIPE = """

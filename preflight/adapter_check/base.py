@@ -49,8 +49,11 @@ def fit(folder: AdapterFolder, base: str | Path | PretrainedConfig) -> tuple[str
     about = f"held against {type(model).__name__}: vocabulary {vocabulary:,}, embeddings {tied}"
     peft_config = PeftConfig.from_pretrained(folder.path)
     found = [*_tokens(peft_config, vocabulary), *rule_findings(peft_config, model)]
-    if not any(one.code == "vocabulary" for one in found):
-        found += _differences(folder, peft_config, model, vocabulary)
+    try:
+        if not any(one.code == "vocabulary" for one in found):
+            found += _differences(folder, peft_config, model, vocabulary)
+    except NotImplementedError:  # SHiRA and some others choose by the weights, which are not here
+        about += "; names and shapes are not: this type makes them from the base's weights"
     return about, found
 
 
@@ -116,14 +119,16 @@ def _differences(
             "shapes",
             f"{len(wrong)} of {len(saved)} tensors have another shape than the base wants, such as "
             f"{name.removeprefix(PREFIX)}: {list(saved[name])}, where {list(known[name])} is "
-            "wanted. Loading ends in an error.",
-            "Give the base that the adapter was trained on. If it is that one, the config is not "
-            "that of these weights.",
+            "wanted: loading ends in an error. Allowed is the base that it was trained on.",
+            "Give that one. If it is, the config is not that of these weights: save both again.",
         )
     lacking = [name for name in wanted if name not in saved]
     left = [name for name in saved if name not in known]
     if lacking or left:
         name = (lacking or left)[0]
+        layers = {one.rpartition(".")[0] for one in wanted}
+        # A layer's part that a newer peft computes anew, such as boft_P, does no harm.
+        harmless = not lacking and layers.issuperset(one.rpartition(".")[0] for one in left)
         yield finding(
             "names",
             f"Peft looks for {len(wanted)} tensors on this base: {len(lacking)} of them are not in "
@@ -131,6 +136,7 @@ def _differences(
             f"and are left out, with a warning at most. The first: {name.removeprefix(PREFIX)}.",
             "Give the base that the adapter was trained on, and load it with the peft that saved "
             f"it ({folder.config.get('peft_version') or 'below 0.18'}).",
+            "warning" if harmless else "error",
         )
 
 

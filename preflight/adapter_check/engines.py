@@ -21,6 +21,7 @@ TRANSFORMERS = "transformers 5.24.0, from_pretrained(folder)"
 HELPER, NAMES = "vllm/lora/peft_helper.py", "vllm/lora/utils.py"
 CONVERT, APPLY = "convert_lora_to_gguf.py", "src/llama-adapter.h"
 INJECT = "peft/mapping.py"
+OLD_PEFT = "peft below 0.14"  # measured with 0.12.0 and 0.13.2; 0.14.0 loads the same folder
 
 # What each reads of the tensors, by their names.
 VLLM_READS = (
@@ -31,6 +32,15 @@ LLAMA_READS = r"\.lora_[AB]\.weight|\.lora_embedding_[AB]|\.base_layer\.weight|_
 LLAMA_NORMS = r"(_layernorm|\.norm)[^.]*\.(weight|bias)$"  # converted, and skipped when loaded
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm/config/lora.py; 16 is the default
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # they leave the base as it is
+# Settings of LoRA that change what it computes, and that none was tried with.
+UNUSUAL = (
+    "target_parameters",
+    "use_bdlora",
+    "use_qalora",
+    "arrow_config",
+    "monteclora_config",
+    "kasa_config",
+)
 # Of these peft makes a model only by get_peft_model: tests/test_adapter_check.py asks peft.
 NOT_INJECTED = (
     "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "FROD", "MULTITASK_PROMPT_TUNING", "P_TUNING",
@@ -39,7 +49,7 @@ NOT_INJECTED = (
 
 
 class Fact(NamedTuple):
-    """What an engine does: "refuses", "changes" (takes, as another model), or "needs" an option.
+    """What an engine does: "refuses", "changes" (takes, as another model), "needs" an option.
 
     `of` returns what in the adapter it is about, "" if nothing is.
     """
@@ -69,25 +79,25 @@ WORDS = {
     "needs": "takes it with an option",
     "changes": "takes it and answers as another model",
     "refuses": "refuses it",
-    "not known": "not known for this type",
+    "not known": "not known",
 }
 
 
 def served_by(folder: AdapterFolder) -> tuple[Served, ...]:
     """Return what each engine makes of an adapter: the worst that holds, with the reasons."""
-    return tuple(_verdict(engine, folder) for engine in (VLLM, LLAMA, TRANSFORMERS))
+    # Versions that are no longer installed anew are named only where they refuse.
+    named = (VLLM, LLAMA, TRANSFORMERS, *([OLD_PEFT] if _unknown_to_old(folder) else []))
+    return tuple(_verdict(engine, folder) for engine in named)
 
 
 def _verdict(engine: str, folder: AdapterFolder) -> Served:
     facts = [fact for fact in FACTS if fact.engine == engine]
     found = [(f.effect, text, f.source) for f in facts if (text := f.of(folder))]
-    for effect in ("refuses", "changes", "needs"):
+    for effect in ("refuses", "changes", "not known", "needs"):
         reasons = [(text, source) for kind, text, source in found if kind == effect]
         if reasons:
             texts, sources = zip(*reasons, strict=True)
             return Served(engine, effect, "; ".join(texts), ", ".join(dict.fromkeys(sources)))
-    if folder.kind != "LORA" and engine != TRANSFORMERS:
-        return Served(engine, "not known")
     return Served(engine, "takes")
 
 
@@ -157,6 +167,15 @@ def _norms(folder: AdapterFolder) -> str:
     return f"it skips the {count} trained norms when it loads them" if count else ""
 
 
+def _unusual(folder: AdapterFolder) -> str:
+    return ", ".join(name for name in UNUSUAL if folder.config.get(name))
+
+
+def _unknown_to_old(folder: AdapterFolder) -> str:
+    newer = folder.kind == "LORA" and "peft_version" in folder.config
+    return "a TypeError, for settings that it does not know" if newer else ""
+
+
 def _not_injected(folder: AdapterFolder) -> str:
     return f"the type {folder.kind}" if folder.kind in NOT_INJECTED else ""
 
@@ -184,15 +203,20 @@ FACTS = (
     Fact(VLLM, "refuses", _unread(VLLM_READS), NAMES),
     Fact(VLLM, "refuses", _above_all_ranks, "vllm/config/lora.py"),
     Fact(VLLM, "needs", _max_rank, "vllm/config/lora.py"),
+    Fact(LLAMA, "refuses", _missing_fields, CONVERT),
     Fact(LLAMA, "refuses", _unread(LLAMA_READS), CONVERT),
+    Fact(LLAMA, "refuses", _setting("layer_replication"), "src/llama-adapter.cpp"),
     Fact(LLAMA, "changes", _rslora, APPLY),
     Fact(LLAMA, "changes", _setting("alpha_pattern", "it has one alpha for all layers"), APPLY),
     Fact(LLAMA, "changes", _start, CONVERT),
     Fact(LLAMA, "changes", _norms, "src/llama-adapter.cpp"),
+    Fact(LLAMA, "not known", _unusual, "not tried"),
+    Fact(VLLM, "not known", _unusual, "not tried"),
     Fact(TRANSFORMERS, "refuses", _not_injected, INJECT),
     Fact(TRANSFORMERS, "refuses", lambda folder: "BONE" * (folder.kind == "BONE"), INJECT),
     Fact(TRANSFORMERS, "changes", _old, "measured"),
     Fact(TRANSFORMERS, "changes", _dora, "measured"),
+    Fact(OLD_PEFT, "refuses", _unknown_to_old, "measured"),
 )
 
 

@@ -2,7 +2,7 @@
 
 >>> list(rule_findings(config, model))  # an adapter's config, and its base: weights or none
 
-Used by lessons: 04, 05a, 06.
+Used by lessons: none.
 """
 
 from __future__ import annotations
