@@ -46,8 +46,14 @@ def fit(folder: AdapterFolder, base: str | Path | PretrainedConfig) -> tuple[str
     text = config.get_text_config()
     vocabulary = getattr(text, "vocab_size", None)
     tied = "tied" if getattr(text, "tie_word_embeddings", False) else "not tied"
-    about = f"held against {type(model).__name__}: vocabulary {vocabulary:,}, embeddings {tied}"
-    peft_config = PeftConfig.from_pretrained(folder.path)
+    about = f"held against {type(model).__name__}: vocabulary {vocabulary}, embeddings {tied}"
+    try:
+        peft_config = PeftConfig.from_pretrained(folder.path)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Peft refuses the config in '{folder.path}': {error}. Allowed is what peft writes. "
+            "Correct it, or save the adapter again."
+        ) from error
     found = [*_tokens(peft_config, vocabulary), *rule_findings(peft_config, model)]
     try:
         if not any(one.code == "vocabulary" for one in found):

@@ -110,6 +110,12 @@ class AdapterFolder:
         return "\n".join(lines)
 
 
+# What is read of a config, by its kind.
+KINDS: dict[str, tuple[type, ...]] = {
+    "base_model_name_or_path": (str,), "r": (int,), "lora_alpha": (int, float), "bias": (str,),
+    "target_modules": (list, str), "target_parameters": (list,), "modules_to_save": (list,),
+    "rank_pattern": (dict,), "alpha_pattern": (dict,), "peft_version": (str,),
+}  # fmt: skip
 # Parts of the names of tensors that tell what else an adapter holds.
 BEYOND = {
     "lora_magnitude_vector": "DoRA's magnitudes",
@@ -180,6 +186,13 @@ def _read_config(file: Path) -> dict[str, Any]:
             f"'{file}' names no peft_type. Allowed is one of peft's, such as LORA. Copy the file "
             "again, or save the adapter again."
         )
+    for name, kinds in KINDS.items():
+        value = config.get(name)
+        if value is not None and not isinstance(value, kinds):
+            raise ValueError(
+                f"'{file}' has {value!r} as {name}. Allowed is {kinds[0].__name__}, as peft writes "
+                "it. Correct it, or save the adapter again."
+            )
     return config
 
 
