@@ -178,7 +178,8 @@ def _router(adapter: Adapter) -> Iterator[Finding]:
 
 def _is_router(model: nn.Module, name: str) -> bool:
     """Return whether a layer has one output for each of the experts next to it."""
-    weight = getattr(_bare(model.get_submodule(name)), "weight", None)
+    own_tensors = dict(_bare(model.get_submodule(name)).named_parameters(recurse=False))
+    weight = own_tensors.get("weight")
     parent, _, own = name.rpartition(".")
     return weight is not None and any(
         len(one) == len(weight)
@@ -201,14 +202,14 @@ def _bare(module: nn.Module) -> nn.Module:
     return module
 
 
-def _shared(model: nn.Module) -> list[set[str]]:
+def _shared(model: nn.Module) -> set[frozenset[str]]:
     """Return the modules that have one weight in common, such as the two ends of a tied model."""
     groups: dict[int, set[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         for wrapper in WRAPPERS:
             name = name.partition(wrapper)[0]
         groups.setdefault(id(weight), set()).add(name.removesuffix(".weight"))
-    return [group for group in groups.values() if len(group) > 1]
+    return {frozenset(group) for group in groups.values() if len(group) > 1}
 
 
 def _tied(adapter: Adapter) -> Iterator[Finding]:
@@ -257,8 +258,9 @@ def _prefix_unused(adapter: Adapter) -> Iterator[Finding]:
             "prefix_unused",
             f"generate() of a model with {kind.value} answers as the base model here: peft hands "
             "the virtual tokens over as past_key_values, and this version of transformers takes "
-            "`cache`. With use_cache=False the first token is right, and the next are not. Nothing "
-            "says so. Allowed are the loss and the logits of a forward: these are right.",
+            "`cache`. A FutureWarning of two names is all that says so. With use_cache=False the "
+            "first token is right, and the next are not. Allowed are the loss and the logits of a "
+            "forward: these are right.",
             "Generate with transformers 5.23, or token by token from the logits.",
             "warning",
         )

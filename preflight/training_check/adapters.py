@@ -21,6 +21,9 @@ from preflight.training_check.adapter_rules import IN_THE_CACHE
 from preflight.training_check.method_rules import changes_base
 from preflight.training_check.report import finding
 
+# What course_utils.hardware.fix_bitsandbytes switches off in layers of bitsandbytes 0.50.
+PACKS = "support_avx512bf16_for_cpu"
+
 
 def target_findings(model: Model, names: Iterable[str] | str) -> Iterator[Finding]:
     """Yield the target names that match nothing in a model, or not what they seem to."""
@@ -142,11 +145,10 @@ def quantization_findings(model: nn.Module) -> Iterator[Finding]:
             "quantization.checked_arguments(...) finds misspelt names.",
             "warning",
         )
-    # What course_utils.hardware.fix_bitsandbytes switches off (bitsandbytes 0.50).
     packing = [
         layer
         for layer in layers
-        if layer.weight.device.type == "cpu" and layer.support_avx512bf16_for_cpu
+        if layer.weight.device.type == "cpu" and getattr(layer, PACKS, False)
     ]
     if packing:
         yield finding(
