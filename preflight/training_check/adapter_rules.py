@@ -202,14 +202,14 @@ def _bare(module: nn.Module) -> nn.Module:
     return module
 
 
-def _shared(model: nn.Module) -> set[frozenset[str]]:
+def _shared(model: nn.Module) -> list[frozenset[str]]:
     """Return the modules that have one weight in common, such as the two ends of a tied model."""
     groups: dict[int, set[str]] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         for wrapper in WRAPPERS:
             name = name.partition(wrapper)[0]
         groups.setdefault(id(weight), set()).add(name.removesuffix(".weight"))
-    return {frozenset(group) for group in groups.values() if len(group) > 1}
+    return list(dict.fromkeys(frozenset(group) for group in groups.values() if len(group) > 1))
 
 
 def _tied(adapter: Adapter) -> Iterator[Finding]:
