@@ -36,6 +36,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -386,6 +387,15 @@ def test_a_new_part_under_another_name(
         adapted.save_pretrained(tmp_path / "adapter")
         again = PeftModel.from_pretrained(model(6), tmp_path / "adapter").eval()
         assert (gap(logits(again, ids), logits(adapted, ids)) < 1e-5) == quiet
+
+
+def test_names_that_were_translated_are_not_new() -> None:
+    """Lesson 05b loads a model whose names are not the checkpoint's, by key_mapping."""
+    model = AutoModelForQuestionAnswering.from_pretrained(
+        POCKET_MODEL, key_mapping={r"^model\.": "transformer."}
+    )
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="QUESTION_ANS"))
+    assert not list(new_part_findings(adapted))
 
 
 class Codes(nn.Linear):
