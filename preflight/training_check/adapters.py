@@ -158,6 +158,7 @@ def quantization_findings(model: nn.Module) -> Iterator[Finding]:
             "and saved files are wrong, and nothing says so. Allowed is a model that is never "
             "evaluated, or that is kept from it.",
             "Call hardware.fix_bitsandbytes() of course_utils, then load the model again.",
+            "warning",
         )
     # Of such widths bitsandbytes 0.50 mixes up the blocks' scales on a CPU, but not on a GPU.
     sizes = [
