@@ -32,6 +32,7 @@ from peft import (
     LoraConfig,
     MissConfig,
     PeftModel,
+    PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
     import_utils,
@@ -117,6 +118,10 @@ def four_bit() -> Any:
 
 def adapted(model: Any = None) -> Any:
     return get_peft_model(model or pocket(), LoraConfig(**LORA))
+
+
+def prefix_tuning() -> PrefixTuningConfig:
+    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
 
 
 def rows(**columns: list[Any]) -> Dataset:
@@ -247,6 +252,7 @@ PROVOKE |= {
     "prompt-merge": lambda _: get_peft_model(
         pocket(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     ).merge_and_unload(),
+    "prefix-checkpointing": lambda folder: trainer(folder, peft_config=prefix_tuning()).train(),
     "index-out-of-range": lambda _: pocket()(
         input_ids=torch.tensor([[pocket().config.vocab_size]])
     ),
@@ -420,66 +426,9 @@ def _(folder: Path) -> None:
     assert "porj" not in message(lambda: models.append(get_peft_model(pocket(), config)))
     assert {name.rpartition(".")[2] for name in models[0].targeted_module_names} == {"q_proj"}
 
-
-def changed(folder: Path, **options: Any) -> Any:
-    """Save an adapter of the pocket model whose weights are not those of the start; return it."""
-    model = get_peft_model(pocket(), LoraConfig(**LORA | options))
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data += 0.1 * torch.randn_like(weight)
-    model.save_pretrained(folder)
-    return model.eval()
-
-
-def differ(one: Any, other: Any) -> bool:
-    ids = torch.arange(4, 12)[None]
-    with torch.no_grad():
-        return float((one.eval()(ids).logits - other.eval()(ids).logits).abs().max()) > 0.1
-
-
-@provokes("silent-dora")
-def _(folder: Path) -> None:
-    trained = changed(folder, use_dora=True)
-    loaded = []
-    said = message(lambda: loaded.append(AutoModelForCausalLM.from_pretrained(folder)))
-    assert "magnitude" not in said
-    assert differ(loaded[0], trained)
-    assert not differ(PeftModel.from_pretrained(pocket(), folder), trained)
-
-
-@provokes("silent-hotswap")
-def _(folder: Path) -> None:
-    model, other = changed(folder / "first"), changed(folder / "other", lora_alpha=64)
-    hotswap_adapter(model, str(folder / "other"), "default", torch_device="cpu")
-    assert not differ(model, other)
-    model.save_pretrained(folder / "saved")
-    assert differ(PeftModel.from_pretrained(pocket(), folder / "saved"), other)
-
-
-@provokes("bone")
-def _(folder: Path) -> None:
-    model = get_peft_model(pocket(), MissConfig(task_type="CAUSAL_LM", r=4))
-    model.save_pretrained(folder)
-    config = folder / "adapter_config.json"
-    config.write_text(config.read_text("utf-8").replace('"MISS"', '"BONE"'), "utf-8")
-    PeftModel.from_pretrained(pocket(), folder)
-
-
-@provokes("new-adapter-old-peft")
-def _(folder: Path) -> None:
-    changed(folder)
-    config = folder / "adapter_config.json"
-    more = json.loads(config.read_text("utf-8")) | {"a_setting_of_tomorrow": 1}
-    config.write_text(json.dumps(more), "utf-8")
-    assert "a_setting_of_tomorrow" in message(lambda: PeftModel.from_pretrained(pocket(), folder))
-
-
-@provokes("load-adapter-save")
-def _(folder: Path) -> None:
-    changed(folder / "adapter")
-    model = pocket()
-    model.load_adapter(str(folder / "adapter"))
-    model.save_pretrained(folder / "again")
+    (MissConfig,)
+    (PeftModel,)
+    (PrefixTuningConfig,)
 
 
 @provokes("silent-warmup")

@@ -6,7 +6,7 @@
 It reads the config and the header of the weights, in safetensors; it opens no pickle, loads no
 weight and changes nothing. What a loaded model answers, only a comparison says: lesson 09.
 
-Used by lessons: none.
+Used by lessons: 09.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each fact was read in the source of the version named, or measured, on 2026-11-30. What hangs on the
 base (which of its layers an engine has LoRA for) is not looked at.
 
-Used by lessons: none.
+Used by lessons: 09.
 """
 
 from __future__ import annotations

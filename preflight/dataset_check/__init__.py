@@ -1,6 +1,6 @@
 """Examines a dataset for supervised fine-tuning before any training.
 
-Used by lessons: 01, 04, 05a, 06.
+Used by lessons: 01, 04, 05a, 06, 09.
 """
 
 from __future__ import annotations

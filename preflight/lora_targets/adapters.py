@@ -1,6 +1,6 @@
 """What peft adapts in a model for the arguments of LoraConfig: asked of peft itself, on a copy.
 
-Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 10.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def make_adapters(
     config = LoraConfig(
         r=r, target_modules=target_modules, target_parameters=target_parameters or None
     )
-    twin = _copy_modules(model)
+    twin = copy_modules(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are meant for a model that is trained
@@ -71,7 +71,7 @@ def make_adapters(
     )
 
 
-def _copy_modules(model: nn.Module) -> nn.Module:
+def copy_modules(model: nn.Module) -> nn.Module:
     """Return a copy of a model that takes next to no memory: its weights share their storage."""
     own = (dict, PretrainedConfig)  # peft writes into these
     held = (value for module in model.modules() for value in vars(module).values())

@@ -17,14 +17,20 @@ from transformers import Trainer, TrainingArguments
 
 from course_utils.setting_checks import setting_problems
 from preflight.dataset_check import Finding
-from preflight.lora_targets.discovery import Model
+from preflight.lora_targets.discovery import Model, open_model
+from preflight.training_check.adapter_rules import rule_findings
 from preflight.training_check.adapters import (
     adalora_findings,
+    checkpointing_findings,
     quantization_findings,
     rank_findings,
+    switched_off_findings,
     target_findings,
     unmatched_findings,
 )
+from preflight.training_check.merging import merge_findings
+from preflight.training_check.method_rules import method_findings
+from preflight.training_check.new_parts import new_part_findings
 from preflight.training_check.report import TrainingReport, finding
 from preflight.training_check.rows import row_findings
 
@@ -47,6 +53,11 @@ def check_settings(
     targets = getattr(peft_config, "target_modules", None)
     if model is not None and targets:
         findings += target_findings(model, targets if isinstance(targets, str) else sorted(targets))
+    if peft_config is not None:
+        rules = method_findings(peft_config)
+        if model is not None:
+            rules = rule_findings(peft_config, open_model(model)[1])
+        findings += rules
     return TrainingReport(" and ".join(given) or "no settings", tuple(findings))
 
 
@@ -56,6 +67,7 @@ def _setting_findings(
     """Yield what is wrong with settings by themselves, without a model."""
     for problem in setting_problems(args, config):
         yield finding(problem.code, problem.what, problem.fix)
+    yield from checkpointing_findings(args, config)
 
 
 def check_trainer(trainer: Trainer) -> TrainingReport:
@@ -74,6 +86,10 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
             *unmatched_findings(model, config),
             *rank_findings(model),
             *adalora_findings(trainer, config),
+            *rule_findings(config, model),
+            *switched_off_findings(trainer, config),
+            *merge_findings(model),
+            *new_part_findings(model),
         ]
     else:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,6 +1,6 @@
 """The report of a training: findings, and what is trained in a line.
 
-Used by lessons: 04, 05a, 06.
+Used by lessons: 04, 05a, 06, 09.
 """
 
 from __future__ import annotations
