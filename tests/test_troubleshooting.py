@@ -426,9 +426,101 @@ def _(folder: Path) -> None:
     assert "porj" not in message(lambda: models.append(get_peft_model(pocket(), config)))
     assert {name.rpartition(".")[2] for name in models[0].targeted_module_names} == {"q_proj"}
 
-    (MissConfig,)
-    (PeftModel,)
-    (PrefixTuningConfig,)
+
+@provokes("silent-layers")
+def _(folder: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], layers_to_transform=[])
+    models = []
+    assert "transform" not in message(lambda: models.append(get_peft_model(pocket(), config)))
+    assert len(models[0].targeted_module_names) == pocket().config.num_hidden_layers
+
+
+@provokes("silent-pattern-order")
+def _(folder: Path) -> None:
+    pattern = {"q_proj": 4, "layers.0.self_attn.q_proj": 32}
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], alpha_pattern=pattern)
+    model = get_peft_model(pocket(), config)
+    model.save_pretrained(folder)
+    models = [model]
+    loading = message(lambda: models.append(PeftModel.from_pretrained(pocket(), folder)))
+    assert "alpha" not in loading and "pattern" not in loading
+    layers = [one.get_base_model().model.layers[0].self_attn.q_proj for one in models]
+    assert layers[1].scaling["default"] == 8 * layers[0].scaling["default"]
+
+
+@provokes("silent-prefix")
+def _(folder: Path) -> None:
+    model = get_peft_model(pocket(dtype=torch.float32), prefix_tuning()).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        right = model(input_ids=ids).logits[:, -1]
+        with model.disable_adapter():
+            base = model(input_ids=ids).logits[:, -1]
+    said = model.generate(
+        input_ids=ids, max_new_tokens=1, output_logits=True, return_dict_in_generate=True
+    ).logits[0]
+    assert (said - base).abs().max() < 0.01 < (said - right).abs().max()
+
+
+def changed(folder: Path, **options: Any) -> Any:
+    """Save an adapter of the pocket model whose weights are not those of the start; return it."""
+    model = get_peft_model(pocket(), LoraConfig(**LORA | options))
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def differ(one: Any, other: Any) -> bool:
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        return float((one.eval()(ids).logits - other.eval()(ids).logits).abs().max()) > 0.1
+
+
+@provokes("silent-dora")
+def _(folder: Path) -> None:
+    trained = changed(folder, use_dora=True)
+    loaded = []
+    said = message(lambda: loaded.append(AutoModelForCausalLM.from_pretrained(folder)))
+    assert "magnitude" not in said
+    assert differ(loaded[0], trained)
+    assert not differ(PeftModel.from_pretrained(pocket(), folder), trained)
+
+
+@provokes("silent-hotswap")
+def _(folder: Path) -> None:
+    model, other = changed(folder / "first"), changed(folder / "other", lora_alpha=64)
+    hotswap_adapter(model, str(folder / "other"), "default", torch_device="cpu")
+    assert not differ(model, other)
+    model.save_pretrained(folder / "saved")
+    assert differ(PeftModel.from_pretrained(pocket(), folder / "saved"), other)
+
+
+@provokes("bone")
+def _(folder: Path) -> None:
+    model = get_peft_model(pocket(), MissConfig(task_type="CAUSAL_LM", r=4))
+    model.save_pretrained(folder)
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text("utf-8").replace('"MISS"', '"BONE"'), "utf-8")
+    PeftModel.from_pretrained(pocket(), folder)
+
+
+@provokes("new-adapter-old-peft")
+def _(folder: Path) -> None:
+    changed(folder)
+    config = folder / "adapter_config.json"
+    more = json.loads(config.read_text("utf-8")) | {"a_setting_of_tomorrow": 1}
+    config.write_text(json.dumps(more), "utf-8")
+    assert "a_setting_of_tomorrow" in message(lambda: PeftModel.from_pretrained(pocket(), folder))
+
+
+@provokes("load-adapter-save")
+def _(folder: Path) -> None:
+    changed(folder / "adapter")
+    model = pocket()
+    model.load_adapter(str(folder / "adapter"))
+    model.save_pretrained(folder / "again")
 
 
 @provokes("silent-warmup")
