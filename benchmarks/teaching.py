@@ -51,7 +51,7 @@ PLANS: dict[int, list[tuple[str, Sequence[str]]]] = {
         ("04", ["LoRA in fifteen", "Parameters", "What can", "A wrong name", "The rank", "Alpha"]),
         ("06", ["A recipe", "`learning_rate`", "`per_device", "The recipe today"]),
         ("07", ["What SFTTrainer does", "Which of the two"]),
-        ("09", ["How good is it", "A model that never", "Save the adapter"]),
+        ("09", ["How good is it", "A model that never", "Prove that the folder"]),
     ],
 }
 
