@@ -48,7 +48,7 @@ def fit(folder: AdapterFolder, base: str | Path | PretrainedConfig) -> tuple[str
     tied = "tied" if getattr(text, "tie_word_embeddings", False) else "not tied"
     about = f"held against {type(model).__name__}: vocabulary {vocabulary}, embeddings {tied}"
     try:
-        peft_config = PeftConfig.from_pretrained(folder.path)
+        peft_config = PeftConfig.from_peft_type(**folder.config)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Peft refuses the config in '{folder.path}': {error}. Allowed is what peft writes. "
