@@ -1,0 +1,106 @@
+"""What a trainer computes for a loss, against what it seems to.
+
+Used by lessons: 04, 05a, 06.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from peft.utils.other import TrainableTokensWrapper
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import Trainer
+
+from preflight.dataset_check import Finding
+from preflight.training_check.probing import base_of, first_tokens, no_trace
+from preflight.training_check.report import finding
+
+
+def head_findings(trainer: Trainer) -> Iterator[Finding]:
+    """Yield a finding if trl's fused head does not give the cross entropy of the model's logits.
+
+    Since 1.15 trl multiplies by the head's weight itself: right for a plain linear head alone.
+    """
+    model = base_of(trainer.model)
+    code = getattr(model.forward, "__code__", None)
+    ids = first_tokens(trainer)
+    if code is None or "fused_lm_head" not in code.co_varnames or ids is None:
+        return
+    if _own_loss(trainer) or getattr(trainer, "temperature", 1.0) != 1.0:
+        return
+    name, head = type(trainer).__name__, model.get_output_embeddings()
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    with no_trace(trainer):
+        try:
+            logits = model(**inputs).logits[0, :-1].float()
+        except Exception:  # a model that needs more than tokens is not tried
+            return
+        own = cross_entropy(logits, ids[0, 1:].to(logits.device), reduction="none")
+        try:
+            fused = -model(**inputs, labels=ids, fused_lm_head=True).log_probs[0].float()
+        except Exception as error:  # whatever a head of another kind raises
+            yield finding(
+                "fused_head",
+                f"{name} takes its loss from the weight of the model's head without calling it. "
+                f"With this head, {type(head).__name__}, the first step raises "
+                f"{type(error).__name__}: {error}.",
+                _head_fix(head),
+            )
+            return
+    # What rounding the logits to the model's dtype may change.
+    rounding = torch.finfo(model.dtype).eps * float(logits.abs().max())
+    if not (fused.to(own.device) - own).abs().max() <= 0.01 + 2 * rounding:
+        yield finding(
+            "fused_head",
+            f"{name}'s loss is not the model's: {float(fused.mean()):,.4g} on the first "
+            f"{fused.numel()} tokens, where the cross entropy of the logits is "
+            f"{float(own.mean()):,.4g}. It multiplies by the weight of the model's head "
+            f"({type(head).__name__}, {head.weight.dtype}) itself, and the model does otherwise.",
+            _head_fix(head),
+        )
+
+
+def _head_fix(head: nn.Module) -> str:
+    if isinstance(head, TrainableTokensWrapper):
+        return (
+            "Of a model with tied embeddings trainable_token_indices wraps the head, too. Train "
+            'with Trainer, which calls the head; or train all rows: modules_to_save=["lm_head"].'
+        )
+    if not head.weight.is_floating_point():
+        return (
+            'Quantize all but the head: llm_int8_skip_modules replaces the default, so "lm_head" '
+            "belongs in your list."
+        )
+    return "Train with Trainer, which takes the model's own loss."
+
+
+def _own_loss(trainer: Trainer) -> bool:
+    """Return whether the loss is made from the whole logits, by the user or by label smoothing."""
+    smoothed = trainer.label_smoother is not None and trainer.args.label_smoothing_factor > 0
+    return trainer.compute_loss_func is not None or smoothed
+
+
+def balance_findings(trainer: Trainer) -> Iterator[Finding]:
+    """Yield a finding if a mixture of experts trains without its balancing loss."""
+    config = base_of(trainer.model).config.get_text_config()
+    weight = getattr(config, "router_aux_loss_coef", 0.0)
+    if not (getattr(config, "output_router_logits", False) and weight and _own_loss(trainer)):
+        return
+    function = trainer.compute_loss_func
+    if function is not None and (
+        not hasattr(function, "__code__") or "aux_loss" in function.__code__.co_names
+    ):
+        return  # it may add the balancing loss itself
+    why = "compute_loss_func" if function is not None else "label_smoothing_factor"
+    yield finding(
+        "balancing_loss",
+        f"With {why} the loss leaves out the balancing loss of the experts "
+        f"(router_aux_loss_coef={weight}): it has no gradient, though SFTTrainer logs aux_loss. "
+        "Allowed, and then nothing keeps the router from a few experts.",
+        "Do without label_smoothing_factor."
+        if function is None
+        else "Add router_aux_loss_coef * outputs.aux_loss in your function.",
+        "warning",
+    )
