@@ -35,7 +35,15 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
     with no_trace(trainer):
         try:
             logits = model(**inputs).logits[0, :-1].float()
-        except Exception:  # a model that needs more than tokens is not tried
+        except Exception as error:  # a model that needs more than tokens is not tried
+            if _quantized(head):
+                yield finding(
+                    "quantized_head",
+                    f"The model's head was quantized ({type(head).__name__}) and then tied to the "
+                    f"embeddings: {name} trains it, but the model itself raises {_said(error)} in "
+                    "generate().",
+                    _head_fix(head),
+                )
             return
         own = cross_entropy(logits, ids[0, 1:].to(logits.device), reduction="none")
         try:
@@ -44,8 +52,7 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
             yield finding(
                 "fused_head",
                 f"{name} takes its loss from the weight of the model's head without calling it. "
-                f"With this head, {type(head).__name__}, the first step raises "
-                f"{type(error).__name__}: {error}.",
+                f"With this head, {type(head).__name__}, the first step raises {_said(error)}.",
                 _head_fix(head),
             )
             return
@@ -68,12 +75,20 @@ def _head_fix(head: nn.Module) -> str:
             "Of a model with tied embeddings trainable_token_indices wraps the head, too. Train "
             'with Trainer, which calls the head; or train all rows: modules_to_save=["lm_head"].'
         )
-    if not head.weight.is_floating_point():
+    if _quantized(head):
         return (
             'Quantize all but the head: llm_int8_skip_modules replaces the default, so "lm_head" '
             "belongs in your list."
         )
     return "Train with Trainer, which takes the model's own loss."
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _quantized(head: nn.Module) -> bool:
+    return type(head).__module__.startswith("bitsandbytes")
 
 
 def _own_loss(trainer: Trainer) -> bool:

@@ -45,15 +45,17 @@ def first_tokens(trainer: Trainer) -> torch.Tensor | None:
 @contextmanager
 def no_trace(trainer: Trainer) -> Iterator[None]:
     """Let forward passes change neither the model's modes nor the random numbers."""
-    model = trainer.model
+    model, device = trainer.model, trainer.args.device
+    drawn_on = [device] if device.type == "cuda" else []
     training = [(module, module.training) for module in model.modules()]
     trained = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
         for module, _ in training:
             # In evaluation bitsandbytes 0.50 packs its weights anew on a CPU, for good.
             module.training = type(module).__module__.startswith("bitsandbytes")
-        with torch.random.fork_rng(), torch.no_grad(), trainer.compute_loss_context_manager():
-            yield
+        with torch.random.fork_rng(drawn_on), torch.no_grad():
+            with trainer.compute_loss_context_manager():
+                yield
     finally:
         for module, was in training:
             module.training = was

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 
 from preflight.dataset_check import Finding
+from preflight.training_check.probing import no_trace
 from preflight.training_check.report import TrainingReport, finding
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
@@ -66,7 +67,7 @@ def check_resume(folder: str | Path, trainer: Trainer) -> TrainingReport:
         if groups and state.global_step < steps:
             findings += _schedule_findings(trainer, state, groups[0], steps)
     if isinstance(trainer.model, PeftModel) and (folder / WEIGHTS).is_file():
-        findings += _adapter_findings(trainer.model, folder)
+        findings += _adapter_findings(trainer, folder)
     about = f"{folder}: step {state.global_step:,} of {state.max_steps:,}, to go on to {steps:,}"
     return TrainingReport(about, tuple(findings))
 
@@ -184,8 +185,8 @@ def _schedule_findings(
         )
 
 
-def _adapter_findings(model: PeftModel, folder: Path) -> Iterator[Finding]:
-    saved, now = {}, model.active_peft_config
+def _adapter_findings(trainer: Trainer, folder: Path) -> Iterator[Finding]:
+    saved, now = {}, trainer.model.active_peft_config
     if (folder / CONFIG).is_file():
         saved = _read(folder / CONFIG, PeftConfig.from_json_file)
     here = json.loads(json.dumps(now.to_dict(), default=_plain))
@@ -204,13 +205,14 @@ def _adapter_findings(model: PeftModel, folder: Path) -> Iterator[Finding]:
             + (f" What they add counts {factor:.3g} times." if abs(factor - 1) > 1e-6 else ""),
             "Take the config of the checkpoint: PeftConfig.from_pretrained(folder).",
         )
-    yield from _tensor_findings(model, folder / WEIGHTS)
+    yield from _tensor_findings(trainer, folder / WEIGHTS)
 
 
-def _tensor_findings(model: PeftModel, path: Path) -> Iterator[Finding]:
+def _tensor_findings(trainer: Trainer, path: Path) -> Iterator[Finding]:
+    model = trainer.model
     with _read(path, lambda name: safe_open(name, framework="pt")) as file:
         there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    with torch.random.fork_rng(), torch.no_grad():  # a prompt encoder may have dropout
+    with no_trace(trainer):  # a prompt encoder is run, which may have dropout
         tensors = get_peft_model_state_dict(
             model, adapter_name=model.active_adapter, save_embedding_layers=False
         )
