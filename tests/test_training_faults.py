@@ -14,7 +14,16 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import CALM
-from peft import IA3Config, LoHaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    CPTConfig,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -47,6 +56,7 @@ PREFERENCES = {
     "rejected": [" in"] * 4,
 }
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+PROMPT = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
 LORA = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=4)
 KINDS = {SFTTrainer: SFTConfig, DPOTrainer: DPOConfig}
 
@@ -224,6 +234,26 @@ def test_a_head_that_is_more_than_a_product(dtype: torch.dtype, tmp_path: Path) 
     assert "SFTTrainer's loss is not the model's: " in found(bert)["fused_head"].what
     capped = tiny(Gemma2Config, head_dim=32, query_pre_attn_scalar=32).to(dtype)
     assert found(built(tmp_path, capped, **options)) == {}
+
+
+def test_an_adapter_with_a_loss_of_its_own(tmp_path: Path) -> None:
+    """CPT weighs the logits itself, and the fused head has none; with Trainer it trains."""
+    config = CPTConfig(
+        task_type="CAUSAL_LM", cpt_token_ids=[5, 6], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 1]
+    )
+    fused = built(tmp_path, peft_config=config, activation_checkpointing=False)
+    assert "With Linear and CPTConfig the first step raises" in found(fused)["fused_head"].what
+    with pytest.raises(AttributeError, match="no attribute 'logits'"):
+        fused.train()
+    assert found(built(tmp_path, peft_config=PROMPT, activation_checkpointing=False)) == {}
+    rows = {"input_ids": [[88, 265, 8]], "attention_mask": [[1] * 3], "labels": [[88, 265, 8]]}
+    plain = Trainer(
+        get_peft_model(pocket(), config),
+        TrainingArguments(str(tmp_path), max_steps=1, **CALM),
+        train_dataset=Dataset.from_dict(rows | {"input_type_mask": [[1, 1, 1]]}),
+    )
+    assert found(plain) == {}
+    plain.train()
 
 
 def smooth(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import Trainer
+from transformers import PreTrainedConfig, Trainer
 
 from preflight.dataset_check import Finding
 from preflight.training_check.probing import base_of, first_tokens, no_trace
@@ -23,18 +23,19 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
 
     Since 1.15 trl multiplies by the head's weight itself: right for a plain linear head alone.
     """
-    model = base_of(trainer.model)
-    code = getattr(model.forward, "__code__", None)
+    model, base = trainer.model, base_of(trainer.model)
+    code = getattr(base.forward, "__code__", None)
+    if code is None or "fused_lm_head" not in code.co_varnames or _own_loss(trainer):
+        return
     ids = first_tokens(trainer)
-    if code is None or "fused_lm_head" not in code.co_varnames or ids is None:
+    if ids is None or getattr(trainer, "temperature", 1.0) != 1.0:
         return
-    if _own_loss(trainer) or getattr(trainer, "temperature", 1.0) != 1.0:
-        return
-    name, head = type(trainer).__name__, model.get_output_embeddings()
+    name, head = type(trainer).__name__, base.get_output_embeddings()
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with no_trace(trainer):
         try:
-            logits = model(**inputs).logits[0, :-1].float()
+            # A prompt that is learned stands in front.
+            logits = model(**inputs).logits[0, -ids.shape[1] : -1].float()
         except Exception as error:  # a model that needs more than tokens is not tried
             if _quantized(head):
                 yield finding(
@@ -48,17 +49,20 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
         own = cross_entropy(logits, ids[0, 1:].to(logits.device), reduction="none")
         try:
             fused = -model(**inputs, labels=ids, fused_lm_head=True).log_probs[0].float()
-        except Exception as error:  # whatever a head of another kind raises
+            fused = fused[-len(own) :].to(own.device)
+        except Exception as error:  # whatever another kind of head, or of adapter, raises
+            adapter = getattr(model, "active_peft_config", None)
+            parts = [type(part).__name__ for part in (head, adapter) if part is not None]
             yield finding(
                 "fused_head",
                 f"{name} takes its loss from the weight of the model's head without calling it. "
-                f"With this head, {type(head).__name__}, the first step raises {_said(error)}.",
+                f"With {' and '.join(parts)} the first step raises {_said(error)}.",
                 _head_fix(head),
             )
             return
     # What rounding the logits to the model's dtype may change.
-    rounding = torch.finfo(model.dtype).eps * float(logits.abs().max())
-    if not (fused.to(own.device) - own).abs().max() <= 0.01 + 2 * rounding:
+    rounding = torch.finfo(base.dtype).eps * float(logits.abs().max())
+    if not (fused - own).abs().max() <= 0.01 + 2 * rounding:
         yield finding(
             "fused_head",
             f"{name}'s loss is not the model's: {float(fused.mean()):,.4g} on the first "
@@ -99,7 +103,8 @@ def _own_loss(trainer: Trainer) -> bool:
 
 def balance_findings(trainer: Trainer) -> Iterator[Finding]:
     """Yield a finding if a mixture of experts trains without its balancing loss."""
-    config = base_of(trainer.model).config.get_text_config()
+    config = getattr(base_of(trainer.model), "config", None)
+    config = config.get_text_config() if isinstance(config, PreTrainedConfig) else None
     weight = getattr(config, "router_aux_loss_coef", 0.0)
     if not (getattr(config, "output_router_logits", False) and weight and _own_loss(trainer)):
         return
