@@ -234,6 +234,7 @@ def test_a_head_that_is_more_than_a_product(dtype: torch.dtype, tmp_path: Path) 
     assert "SFTTrainer's loss is not the model's: " in found(bert)["fused_head"].what
     capped = tiny(Gemma2Config, head_dim=32, query_pre_attn_scalar=32).to(dtype)
     assert found(built(tmp_path, capped, **options)) == {}
+    assert found(built(tmp_path, capped, **options, bf16=True)) == {}
 
 
 def test_an_adapter_with_a_loss_of_its_own(tmp_path: Path) -> None:

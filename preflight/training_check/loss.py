@@ -35,7 +35,7 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
     with no_trace(trainer):
         try:
             # A prompt that is learned stands in front.
-            logits = model(**inputs).logits[0, -ids.shape[1] : -1].float()
+            logits = model(**inputs).logits[0, -ids.shape[1] : -1]
         except Exception as error:  # a model that needs more than tokens is not tried
             if _quantized(head):
                 yield finding(
@@ -46,6 +46,7 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
                     _head_fix(head),
                 )
             return
+        rounding, logits = _rounding(logits, base.dtype), logits.float()
         own = cross_entropy(logits, ids[0, 1:].to(logits.device), reduction="none")
         try:
             fused = -model(**inputs, labels=ids, fused_lm_head=True).log_probs[0].float()
@@ -60,8 +61,6 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
                 _head_fix(head),
             )
             return
-    # What rounding the logits to the model's dtype may change.
-    rounding = torch.finfo(base.dtype).eps * float(logits.abs().max())
     if not (fused - own).abs().max() <= 0.01 + 2 * rounding:
         yield finding(
             "fused_head",
@@ -85,6 +84,14 @@ def _head_fix(head: nn.Module) -> str:
             "belongs in your list."
         )
     return "Train with Trainer, which takes the model's own loss."
+
+
+def _rounding(logits: torch.Tensor, dtype: torch.dtype) -> float:
+    """Return by how much logits differ that were rounded at other places."""
+    dtypes, device = {logits.dtype, dtype}, logits.device.type
+    if torch.is_autocast_enabled(device):
+        dtypes.add(torch.get_autocast_dtype(device))
+    return max(torch.finfo(one).eps for one in dtypes) * float(logits.abs().max())
 
 
 def _said(error: Exception) -> str:
