@@ -1,6 +1,6 @@
 """What a training that is resumed keeps of its checkpoint, whatever its trainer says.
 
-Used by lessons: 06.
+Used by lessons: 04, 05a, 06.
 """
 
 from __future__ import annotations
