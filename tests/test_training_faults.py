@@ -16,6 +16,7 @@ from datasets import Dataset
 from helpers import CALM
 from peft import (
     CPTConfig,
+    HRAConfig,
     IA3Config,
     LoHaConfig,
     LoraConfig,
@@ -159,12 +160,13 @@ def test_the_reference_of_dpo(config: PeftConfig, wrong: bool, tmp_path: Path) -
     assert (losses(trainer)[0] == pytest.approx(0.6931, abs=1e-3)) is not wrong
 
 
+@pytest.mark.parametrize("kind", [LoHaConfig, HRAConfig])
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "merged"])
-def test_a_sound_reference(fresh: bool, tmp_path: Path) -> None:
+def test_a_sound_reference(fresh: bool, kind: type, tmp_path: Path) -> None:
     """Two new adapters begin otherwise and do nothing yet; the fix that is named is one."""
-    config = LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4)
+    config = kind(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4)
     if fresh:
-        model, new = get_peft_model(pocket(), config), None
+        model, new = get_peft_model(pocket(dtype=torch.float32), config), None
     else:
         saved = trained_before(config, tmp_path)
         model, new = PeftModel.from_pretrained(pocket(), saved).merge_and_unload(), config

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, Trainer
 
 from preflight.dataset_check import Finding
-from preflight.training_check.probing import base_of, first_tokens, no_trace
+from preflight.training_check.probing import base_of, first_tokens, no_trace, tolerance
 from preflight.training_check.report import finding
 
 
@@ -46,7 +46,7 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
                     _head_fix(head),
                 )
             return
-        rounding, logits = _rounding(logits, base.dtype), logits.float()
+        allowed, logits = tolerance(logits, base.dtype), logits.float()
         own = cross_entropy(logits, ids[0, 1:].to(logits.device), reduction="none")
         try:
             fused = -model(**inputs, labels=ids, fused_lm_head=True).log_probs[0].float()
@@ -61,7 +61,7 @@ def head_findings(trainer: Trainer) -> Iterator[Finding]:
                 _head_fix(head),
             )
             return
-    if not (fused - own).abs().max() <= 0.01 + 2 * rounding:
+    if not (fused - own).abs().max() <= allowed:
         yield finding(
             "fused_head",
             f"{name}'s loss is not the model's: {float(fused.mean()):,.4g} on the first "
@@ -84,14 +84,6 @@ def _head_fix(head: nn.Module) -> str:
             "belongs in your list."
         )
     return "Train with Trainer, which takes the model's own loss."
-
-
-def _rounding(logits: torch.Tensor, dtype: torch.dtype) -> float:
-    """Return by how much logits differ that were rounded at other places."""
-    dtypes, device = {logits.dtype, dtype}, logits.device.type
-    if torch.is_autocast_enabled(device):
-        dtypes.add(torch.get_autocast_dtype(device))
-    return max(torch.finfo(one).eps for one in dtypes) * float(logits.abs().max())
 
 
 def _said(error: Exception) -> str:

@@ -61,3 +61,11 @@ def no_trace(trainer: Trainer) -> Iterator[None]:
             module.training = was
         for weight, was in trained:
             weight.requires_grad_(was)
+
+
+def tolerance(logits: torch.Tensor, dtype: torch.dtype) -> float:
+    """Return by how much logits may differ that were rounded at other places."""
+    dtypes, device = {logits.dtype, dtype}, logits.device.type
+    if torch.is_autocast_enabled(device):
+        dtypes.add(torch.get_autocast_dtype(device))
+    return 0.01 + 2 * max(torch.finfo(one).eps for one in dtypes) * float(logits.abs().max())

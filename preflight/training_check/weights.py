@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Trainer
 
 from preflight.dataset_check import Finding
-from preflight.training_check.probing import base_of, first_tokens, no_trace
+from preflight.training_check.probing import base_of, first_tokens, no_trace, tolerance
 from preflight.training_check.report import finding
 
 SAMPLE = 10_000  # entries of a tensor that are looked at
@@ -86,7 +86,8 @@ def reference_findings(trainer: Trainer) -> Iterator[Finding]:
             change = (base(input_ids=ids, use_cache=False).logits - trained).abs().max()
         finally:
             model.set_adapter("default")
-    if change > 0:  # two adapters that begin in other ways may both do nothing yet
+        allowed = tolerance(trained, base.dtype)
+    if change > allowed:  # two adapters that begin in other ways may both do nothing yet
         yield finding(
             "reference",
             f"{type(trainer).__name__}'s reference is not the model that it starts from: "
