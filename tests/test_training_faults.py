@@ -15,14 +15,22 @@ import torch
 from datasets import Dataset
 from helpers import CALM
 from peft import (
+    BOFTConfig,
     CPTConfig,
+    FourierFTConfig,
     HRAConfig,
     IA3Config,
+    LNTuningConfig,
     LoHaConfig,
+    LoKrConfig,
     LoraConfig,
+    OFTConfig,
     PeftConfig,
     PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
     PromptTuningConfig,
+    VeraConfig,
     get_peft_model,
 )
 from torch.nn.functional import cross_entropy
@@ -259,6 +267,34 @@ def test_an_adapter_with_a_loss_of_its_own(tmp_path: Path) -> None:
     plain.train()
 
 
+KIND = {"task_type": "CAUSAL_LM"}
+ON_Q = KIND | {"target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(**ON_Q, use_dora=True),
+        LoraConfig(**ON_Q, modules_to_save=["lm_head"]),
+        LoHaConfig(**ON_Q),
+        LoKrConfig(**ON_Q),
+        OFTConfig(**ON_Q),
+        BOFTConfig(**ON_Q, boft_block_size=4),
+        VeraConfig(**ON_Q),
+        FourierFTConfig(**ON_Q, n_frequency=50),
+        HRAConfig(**ON_Q),
+        LNTuningConfig(**KIND),
+        PrefixTuningConfig(**KIND, num_virtual_tokens=4),
+        PromptEncoderConfig(**KIND, num_virtual_tokens=4, encoder_hidden_size=32),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_no_alarm_of_any_kind_of_adapter(config: PeftConfig, tmp_path: Path) -> None:
+    """At the rate of SFTConfig's own default."""
+    settings = {"learning_rate": 2e-5, "activation_checkpointing": False, "peft_config": config}
+    assert found(built(tmp_path, pocket(dtype=torch.float32), **settings)) == {}
+
+
 def smooth(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     return cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
@@ -313,8 +349,10 @@ def test_steps_that_rounding_undoes(rate: float, still: bool, tmp_path: Path) ->
     assert found(built(tmp_path, pocket(), **settings)) == {}, "there the adapter is in float32"
 
 
-def test_full_fine_tuning_in_bfloat16(tmp_path: Path) -> None:
-    settings = {"peft_config": None, "learning_rate": 2e-5}
+@pytest.mark.parametrize("config", [None, LNTuningConfig(task_type="CAUSAL_LM")])
+def test_what_is_trained_in_bfloat16(config: PeftConfig | None, tmp_path: Path) -> None:
+    """The weights themselves, or norms, which peft leaves in their dtype."""
+    settings = {"peft_config": config, "learning_rate": 2e-5}
     assert [*found(built(tmp_path, pocket(), **settings))] == ["lost_steps"]
     assert found(built(tmp_path, pocket(dtype=torch.float32), **settings)) == {}
 

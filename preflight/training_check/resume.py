@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def check_resume(folder: str | Path, trainer: Trainer) -> TrainingReport:
     return TrainingReport(about, tuple(findings))
 
 
-def _read(path: Path, reader: Any) -> Any:
+def _read(path: Path, reader: Callable[[str], Any]) -> Any:
     try:
         return reader(str(path))
     except Exception as error:  # a damaged file fails in any way
@@ -87,8 +88,8 @@ def _groups(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     # As transformers reads it: what a pickle might run is refused. On "meta" no tensor is loaded.
-    saved = _read(path, lambda name: torch.load(name, weights_only=True, map_location="meta"))
-    return saved["param_groups"]
+    load = partial(torch.load, weights_only=True, map_location="meta")
+    return _read(path, lambda name: load(name)["param_groups"])
 
 
 def _steps(trainer: Trainer) -> tuple[int, int]:
