@@ -28,7 +28,14 @@ from accelerate.logging import MultiProcessAdapter
 from datasets import Dataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from helpers import CALM
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, import_utils
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+    import_utils,
+)
 from test_bitsandbytes_fix import change_of_gradients
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -109,6 +116,10 @@ def four_bit() -> Any:
 
 def adapted(model: Any = None) -> Any:
     return get_peft_model(model or pocket(), LoraConfig(**LORA))
+
+
+def prefix_tuning() -> PrefixTuningConfig:
+    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
 
 
 def rows(**columns: list[Any]) -> Dataset:
@@ -243,6 +254,7 @@ PROVOKE |= {
     "prompt-merge": lambda _: get_peft_model(
         pocket(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     ).merge_and_unload(),
+    "prefix-checkpointing": lambda folder: trainer(folder, peft_config=prefix_tuning()).train(),
     "index-out-of-range": lambda _: pocket()(
         input_ids=torch.tensor([[pocket().config.vocab_size]])
     ),
@@ -452,6 +464,41 @@ def _(folder: Path) -> None:
     models = []
     assert "porj" not in message(lambda: models.append(get_peft_model(pocket(), config)))
     assert {name.rpartition(".")[2] for name in models[0].targeted_module_names} == {"q_proj"}
+
+
+@provokes("silent-layers")
+def _(folder: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], layers_to_transform=[])
+    models = []
+    assert "transform" not in message(lambda: models.append(get_peft_model(pocket(), config)))
+    assert len(models[0].targeted_module_names) == pocket().config.num_hidden_layers
+
+
+@provokes("silent-pattern-order")
+def _(folder: Path) -> None:
+    pattern = {"q_proj": 4, "layers.0.self_attn.q_proj": 32}
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], alpha_pattern=pattern)
+    model = get_peft_model(pocket(), config)
+    model.save_pretrained(folder)
+    models = [model]
+    loading = message(lambda: models.append(PeftModel.from_pretrained(pocket(), folder)))
+    assert "alpha" not in loading and "pattern" not in loading
+    layers = [one.get_base_model().model.layers[0].self_attn.q_proj for one in models]
+    assert layers[1].scaling["default"] == 8 * layers[0].scaling["default"]
+
+
+@provokes("silent-prefix")
+def _(folder: Path) -> None:
+    model = get_peft_model(pocket(dtype=torch.float32), prefix_tuning()).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        right = model(input_ids=ids).logits[:, -1]
+        with model.disable_adapter():
+            base = model(input_ids=ids).logits[:, -1]
+    said = model.generate(
+        input_ids=ids, max_new_tokens=1, output_logits=True, return_dict_in_generate=True
+    ).logits[0]
+    assert (said - base).abs().max() < 0.01 < (said - right).abs().max()
 
 
 @provokes("silent-warmup")

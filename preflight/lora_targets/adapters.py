@@ -57,7 +57,7 @@ def make_adapters(
     config = LoraConfig(
         r=r, target_modules=target_modules, target_parameters=target_parameters or None
     )
-    twin = _copy_modules(model)
+    twin = copy_modules(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are meant for a model that is trained
@@ -71,7 +71,7 @@ def make_adapters(
     )
 
 
-def _copy_modules(model: nn.Module) -> nn.Module:
+def copy_modules(model: nn.Module) -> nn.Module:
     """Return a copy of a model that takes next to no memory: its weights share their storage."""
     own = (dict, PretrainedConfig)  # peft writes into these
     held = (value for module in model.modules() for value in vars(module).values())

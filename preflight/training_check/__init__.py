@@ -18,16 +18,22 @@ from transformers import Trainer, TrainingArguments
 
 from course_utils.setting_checks import setting_problems
 from preflight.dataset_check import Finding
-from preflight.lora_targets.discovery import Model
+from preflight.lora_targets.discovery import Model, open_model
+from preflight.training_check.adapter_rules import rule_findings
 from preflight.training_check.adapters import (
     adalora_findings,
+    checkpointing_findings,
     quantization_findings,
     rank_findings,
+    switched_off_findings,
     target_findings,
     unmatched_findings,
 )
 from preflight.training_check.columns import column_findings
 from preflight.training_check.loss import balance_findings, head_findings
+from preflight.training_check.merging import merge_findings
+from preflight.training_check.method_rules import method_findings
+from preflight.training_check.new_parts import new_part_findings
 from preflight.training_check.probing import base_of
 from preflight.training_check.report import TrainingReport, finding
 from preflight.training_check.resume import check_resume
@@ -60,6 +66,11 @@ def check_settings(
     targets = getattr(peft_config, "target_modules", None)
     if model is not None and targets:
         findings += target_findings(model, targets if isinstance(targets, str) else sorted(targets))
+    if peft_config is not None:
+        rules = method_findings(peft_config)
+        if model is not None:
+            rules = rule_findings(peft_config, open_model(model)[1])
+        findings += rules
     return TrainingReport(" and ".join(given) or "no settings", tuple(findings))
 
 
@@ -69,16 +80,18 @@ def _setting_findings(
     """Yield what is wrong with settings by themselves, without a model."""
     for problem in setting_problems(args, config):
         yield finding(problem.code, problem.what, problem.fix)
+    yield from checkpointing_findings(args, config)
 
 
 def check_trainer(trainer: Trainer) -> TrainingReport:
     """Return what is wrong with a Trainer or SFTTrainer that is built and not trained yet.
 
     Next to its settings: how much is trained, names that matched nothing, ranks above a layer's
-    size, a base model quantized otherwise than meant, steps that rounding undoes, a reference that
-    is another model, rows without a label, columns that are dropped. One row goes through the
-    model, to hold the trainer's loss against that of the model's logits. Nothing is changed and no
-    random number drawn, so the training goes as it would have.
+    size, an adapter that is another one when merged, switched off, saved or loaded, a base model
+    quantized otherwise than meant, steps that rounding undoes, a reference that is another model,
+    rows without a label, columns that are dropped. One row goes through the model, to hold the
+    trainer's loss against that of the model's logits. Nothing is changed and no random number
+    drawn, so the training goes as it would have.
     """
     model, base = trainer.model, base_of(trainer.model)
     trained, total = counts(model)
@@ -89,6 +102,10 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
             *unmatched_findings(model, config),
             *rank_findings(model),
             *adalora_findings(trainer, config),
+            *rule_findings(config, model),
+            *switched_off_findings(trainer, config),
+            *merge_findings(model),
+            *new_part_findings(model),
         ]
     else:
         findings = list(_setting_findings(trainer.args, None))

@@ -11,13 +11,18 @@ from peft import AdaLoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from course_utils.setting_checks import unmatched_targets
 from preflight.dataset_check import Finding
 from preflight.lora_targets import check_targets
 from preflight.lora_targets.discovery import Model
+from preflight.training_check.adapter_rules import IN_THE_CACHE
+from preflight.training_check.method_rules import changes_base
 from preflight.training_check.report import finding
+
+# What course_utils.hardware.fix_bitsandbytes switches off in layers of bitsandbytes 0.50.
+PACKS = "support_avx512bf16_for_cpu"
 
 
 def target_findings(model: Model, names: Iterable[str] | str) -> Iterator[Finding]:
@@ -96,6 +101,39 @@ def adalora_findings(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
         )
 
 
+def checkpointing_findings(
+    args: TrainingArguments | None, config: PeftConfig | None
+) -> Iterator[Finding]:
+    """Yield a finding if activation checkpointing takes away the cache that holds a prefix."""
+    # Of two names for it, the older is an alias since transformers 5.24.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    on = next((name for name in names if getattr(args, name, False)), "")
+    if on and getattr(config, "peft_type", None) in IN_THE_CACHE:
+        yield finding(
+            "prefix_checkpointing",
+            f"{on} is {getattr(args, on)}, and {config.peft_type.value} hands its "
+            f"{config.num_virtual_tokens} virtual tokens over as past keys and values, in a cache. "
+            "Checkpointing drops the cache but not the tokens' part of the mask: the first step "
+            "fails with 'The size of tensor a … must match the size of tensor b …'. Allowed is "
+            "False. It is True by default in SFTConfig.",
+            f"Give {on}=False.",
+        )
+
+
+def switched_off_findings(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
+    """Yield a finding if a trainer takes the model with its adapter off for the base, and errs."""
+    own = getattr(trainer, "ref_model", trainer) is None and getattr(trainer, "beta", 1)
+    if own and "ref" not in trainer.model.peft_config and changes_base(config):
+        yield finding(
+            "reference_off",
+            f"The reference of this {type(trainer).__name__} is the model with its adapter "
+            f"switched off, and with init_lora_weights={config.init_lora_weights!r} that is not "
+            "the base: the loss is wrong from the first step (DPO's is not log 2, 0.693, there). "
+            "Allowed is a start that leaves the base as it is.",
+            "Give init_lora_weights=True, or the base once more as ref_model.",
+        )
+
+
 def quantization_findings(model: nn.Module) -> Iterator[Finding]:
     layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
     # A head that was tied after it was quantized has plain weights.
@@ -107,6 +145,21 @@ def quantization_findings(model: nn.Module) -> Iterator[Finding]:
             "drops a misspelt bnb_4bit_quant_type. Allowed are fp4 and nf4.",
             'QLoRA has bnb_4bit_quant_type="nf4": set it and load the model again. '
             "quantization.checked_arguments(...) finds misspelt names.",
+            "warning",
+        )
+    packing = [
+        layer
+        for layer in layers
+        if layer.weight.device.type == "cpu" and getattr(layer, PACKS, False)
+    ]
+    if packing:
+        yield finding(
+            "repacked",
+            f"On this CPU (it has avx512_bf16) bitsandbytes repacks {len(packing)} layers in 4 "
+            "bits at the first forward in eval mode. From then on gradients, merges, dequantize() "
+            "and saved files are wrong, and nothing says so. Allowed is a model that is never "
+            "evaluated, or that is kept from it.",
+            "Call hardware.fix_bitsandbytes() of course_utils, then load the model again.",
             "warning",
         )
     # Of such widths bitsandbytes 0.50 mixes up the blocks' scales on a CPU, but not on a GPU.
