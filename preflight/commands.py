@@ -303,10 +303,10 @@ def add_commands(commands: Any) -> None:
         "--shards", type=int, default=1, help="GPUs that share the model by FSDP (default: 1)"
     )
     command.add_argument(
-        "--overhead", type=float, default=1.0, help="beyond the tensors, in GiB (default: 1)"
+        "--overhead", type=float, default=0.6, help="beyond the tensors, in GiB (default: 0.6)"
     )
     command.add_argument(
-        "--overhead-share", type=float, default=5.0, help="and in %% of the peak (default: 5)"
+        "--overhead-share", type=float, default=8.0, help="and in %% of the peak (default: 8)"
     )
     command.add_argument("--list", action="store_true", help="the models and GPUs known")
     command.add_argument("--json", action="store_true", help="print JSON")

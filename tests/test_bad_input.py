@@ -44,7 +44,7 @@ from course_utils.divergence import StopOnDivergence
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
 from preflight import dataset_check, lora_targets
 from preflight.dataset_check.rules import RULES
-from preflight.training_check import check_settings, check_trainer
+from preflight.training_check import check_resume, check_settings, check_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,7 +85,7 @@ def names() -> dict[str, Any]:
         "BitsAndBytesConfig": BitsAndBytesConfig,
         "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
         "BertConfig": BertConfig, "T5Config": T5Config,
-        "checked_arguments": quantization.checked_arguments,
+        "checked_arguments": quantization.checked_arguments, "check_resume": check_resume,
         "USER": {"role": "user", "content": "Where is my lamp?"},
         "REPLY": {"role": "assistant", "content": "On its way."},
         "tokenizer": AutoTokenizer.from_pretrained(POCKET_MODEL),

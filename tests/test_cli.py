@@ -91,7 +91,7 @@ def test_memory_answers_for_every_shipped_shape(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["memory", "--model", name, "--method", "qlora", "--length", "256"]) == 0
     printed = capsys.readouterr().out
-    for words in ("weights", "adapters", "sum", "overhead (1 GiB + 5%, assumed)", "fits: "):
+    for words in ("weights", "adapters", "sum", "overhead (0.6 GiB + 8%)", "fits: "):
         assert words in printed
 
 

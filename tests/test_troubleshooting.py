@@ -240,12 +240,16 @@ PROVOKE |= {
     "lm-head": lambda folder: trainer(
         folder, peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
     ),
+    "tokens-tied": lambda folder: trainer(
+        folder, peft_config=LoraConfig(**LORA, trainable_token_indices=[5])
+    ).train(),
     "purely-quantized": lambda folder: trainer(folder, model=four_bit()),
     "peft-model-and-config": lambda folder: trainer(
         folder, model=adapted(), peft_config=LoraConfig(**LORA)
     ),
     "task-type": lambda _: LoraConfig(task_type="Causal LM"),
     "bias": lambda _: get_peft_model(pocket(), LoraConfig(**LORA, bias="true")),
+    "unreleased-peft": lambda _: pocket().add_adapter(LoraConfig(**LORA)),
     "merge-4-bit": lambda _: sorted(
         set(message(adapted(four_bit()).train().merge_and_unload).splitlines())
     ),
@@ -323,6 +327,43 @@ def _(folder: Path) -> None:
     model.resize_token_embeddings(len(new_tokenizer()) + 1)
     adapted(model).save_pretrained(folder)
     PeftModel.from_pretrained(pocket(), folder)
+
+
+@provokes("frozen-adapter")
+def _(folder: Path) -> None:
+    adapted().save_pretrained(folder)
+    for checkpointing in (True, False):  # the first trains on
+        frozen = PeftModel.from_pretrained(pocket(), folder)
+        trainer(folder, model=frozen, activation_checkpointing=checkpointing).train()
+
+
+@provokes("quantized-head")
+def _(folder: Path) -> None:
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["q_proj"])
+    pocket(quantization_config=config)(torch.tensor([[5, 6]]))
+
+
+def resumed(folder: Path, targets: list[str], **options: Any) -> SFTTrainer:
+    """Go on from a checkpoint that holds an adapter on q_proj."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
+    saving["lr_scheduler_type"] = "constant"
+    config = LoraConfig(**LORA | {"target_modules": ["q_proj"]})
+    trainer(folder, peft_config=config, learning_rate=1e-3, **saving).train()
+    new = LoraConfig(**LORA | {"target_modules": targets})
+    run = trainer(folder, peft_config=new, max_steps=2, **saving, **options)
+    run.train(resume_from_checkpoint=True)
+    return run
+
+
+@provokes("other-parameters")
+def _(folder: Path) -> None:
+    resumed(folder, ["q_proj", "o_proj"])
+
+
+@provokes("silent-resume")
+def _(folder: Path) -> None:
+    run = resumed(folder, ["q_proj"], learning_rate=1e-5)
+    assert [row["learning_rate"] for row in run.state.log_history[:2]] == [1e-3] * 2
 
 
 @provokes("second-time")

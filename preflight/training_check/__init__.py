@@ -2,6 +2,7 @@
 
 >>> check_settings(args, peft_config, model)  # before the trainer is built
 >>> check_trainer(trainer)  # before trainer.train()
+>>> check_resume("out/checkpoint-4", trainer)  # before it goes on from there
 
 What the libraries refuse themselves, in words that help, is left to them.
 
@@ -28,11 +29,23 @@ from preflight.training_check.adapters import (
     target_findings,
     unmatched_findings,
 )
+from preflight.training_check.columns import column_findings
+from preflight.training_check.loss import balance_findings, head_findings
 from preflight.training_check.merging import merge_findings
 from preflight.training_check.method_rules import method_findings
 from preflight.training_check.new_parts import new_part_findings
+from preflight.training_check.probing import base_of
 from preflight.training_check.report import TrainingReport, finding
+from preflight.training_check.resume import check_resume
 from preflight.training_check.rows import row_findings
+from preflight.training_check.weights import (
+    counts,
+    reference_findings,
+    share_findings,
+    step_findings,
+)
+
+__all__ = ["check_resume", "check_settings", "check_trainer"]
 
 
 def check_settings(
@@ -74,13 +87,16 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
     """Return what is wrong with a Trainer or SFTTrainer that is built and not trained yet.
 
     Next to its settings: how much is trained, names that matched nothing, ranks above a layer's
-    size, a base model quantized otherwise than meant, rows without a label. Nothing is changed and
-    no random number drawn, so the training goes as it would have.
+    size, an adapter that is another one when merged, switched off, saved or loaded, a base model
+    quantized otherwise than meant, steps that rounding undoes, a reference that is another model,
+    rows without a label, columns that are dropped. One row goes through the model, to hold the
+    trainer's loss against that of the model's logits. Nothing is changed and no random number
+    drawn, so the training goes as it would have.
     """
-    model = base = trainer.model
+    model, base = trainer.model, base_of(trainer.model)
+    trained, total = counts(model)
     if isinstance(model, PeftModel):
-        base, config = model.get_base_model(), model.active_peft_config
-        trained, total = model.get_nb_trainable_parameters()
+        config = model.active_peft_config
         findings = [
             *_setting_findings(trainer.args, config),
             *unmatched_findings(model, config),
@@ -92,24 +108,19 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
             *new_part_findings(model),
         ]
     else:
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in model.parameters())
         findings = list(_setting_findings(trainer.args, None))
-    if trained == total:
-        findings.append(
-            finding(
-                "all_weights",
-                f"All {total:,} parameters are trained: there is no adapter. Allowed, and right "
-                "for full fine-tuning.",
-                "For LoRA give the trainer peft_config=LoraConfig(...).",
-                "warning",
-            )
-        )
     about = (
         f"{type(trainer).__name__} on {type(base).__name__}: trains {trained:,} of {total:,} "
         f"parameters ({trained / total:.2%}) at learning rate {trainer.args.learning_rate}"
     )
-    return TrainingReport(
-        about,
-        (*findings, *quantization_findings(model), *row_findings(trainer.train_dataset, base)),
-    )
+    findings += [
+        *share_findings(model, trained, total),
+        *reference_findings(trainer),
+        *step_findings(trainer),
+        *quantization_findings(model),
+        *head_findings(trainer),
+        *balance_findings(trainer),
+        *row_findings(trainer.train_dataset, base),
+        *column_findings(trainer),
+    ]
+    return TrainingReport(about, tuple(findings))

@@ -136,6 +136,8 @@ def switched_off_findings(trainer: Trainer, config: PeftConfig) -> Iterator[Find
 
 def quantization_findings(model: nn.Module) -> Iterator[Finding]:
     layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    # A head that was tied after it was quantized has plain weights.
+    layers = [layer for layer in layers if hasattr(layer.weight, "quant_state")]
     if layers and layers[0].weight.quant_type == "fp4":
         yield finding(
             "fp4",

@@ -5,7 +5,7 @@ Used by lessons: 04, 05a, 06.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from datasets import Dataset
 from torch import nn
@@ -41,5 +41,9 @@ def row_findings(rows: object, model: nn.Module) -> Iterator[Finding]:
                 "token alone. They teach nothing, and a batch of them logs a loss of 0.0."
             )
             fix = "Raise max_length, fix the column that masks them, or drop the rows."
-            some = tuple(empty[:NAMED])
-            yield Finding("error", "no_labels", what, len(empty), some, fix, "train")
+            yield row_finding("no_labels", what, fix, empty)
+
+
+def row_finding(code: str, what: str, fix: str, places: Sequence[int]) -> Finding:
+    """Return an error in rows of the training set, with the numbers of the first ones."""
+    return Finding("error", code, what, len(places), tuple(places[:NAMED]), fix, "train")

@@ -21,6 +21,7 @@ from course_utils.compare import results as compare_results
 from course_utils.compare.results import Sources, jobs, model_fingerprint
 from course_utils.compare.runner import at_rate, require_valid
 from course_utils.paths import COURSE_ROOT, DATA, POCKET_MODEL
+from preflight.memory_plan import Overhead, fit_gpus
 
 RESULTS = DATA / "results"
 RECORD = RESULTS / "comparison"
@@ -136,6 +137,15 @@ def test_the_cost_of_every_lesson_is_on_record() -> None:
         minutes = teaching.run_minutes(name.partition("_")[0])
         assert abs(minutes - cost["seconds"] / 60) < 1, f"{name}: correct the README's table"
     assert found["jobs"] in (1, 2)
+
+
+def test_the_overhead_is_what_the_record_of_planners_says() -> None:
+    record = json.loads(planners.RESULTS.read_text(encoding="utf-8"))
+    assert record["gaps"] == planners.gaps()
+    assert Overhead().share == round(record["gaps"]["median"], 2)
+    (note,) = fit_gpus("llama-3.2-1b", "L4", "qlora", length=64).notes
+    spread = f"{record['gaps']['least']:.0%} to {record['gaps']['most']:.0%}".replace("%", "", 1)
+    assert f"{spread} of their size (median {record['gaps']['median']:.0%})" in note
 
 
 def test_the_page_of_planners_has_the_table_of_its_record() -> None:
