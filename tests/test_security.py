@@ -252,7 +252,7 @@ def hostile(wanted: Any) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         return {hostile(inner[0]): hostile(inner[1])}
     if dataclasses.is_dataclass(wanted):
-        hints = typing.get_type_hints(wanted, vars(sys.modules[wanted.__module__]) | NAMED)
+        hints = typing.get_type_hints(wanted, localns=NAMED)
         given = GIVEN.get(wanted.__qualname__, {})
         names = {field.name for field in dataclasses.fields(wanted) if field.init} - {*given}
         return wanted(**given, **{name: hostile(hints[name]) for name in names})
@@ -276,6 +276,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     },
     "Schedule": {"arguments": ARGUMENTS, "rates": pd.Series([1.0], index=[1])},
     "LoraSummary": {"arguments": ARGUMENTS},
+    "Served": {"effect": "takes"},
     "TokenMask": {"tokens": (HOSTILE, HOSTILE), "trained": (True, False)},
 }
 

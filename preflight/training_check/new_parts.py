@@ -79,6 +79,7 @@ def _missing(base: PreTrainedModel) -> tuple[set[str], set[str]]:
                 ignore_mismatched_sizes=True,
                 device_map="meta",
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
     except Exception:  # no folder, not in the cache, other files: nothing to ask
