@@ -24,8 +24,6 @@ WAYS = {
 }
 FASTEST = (True, True)
 TRIED = 2  # tokens: the first of an answer, and one that the cache has a part in
-# A share of the largest logit; 4-bit kernels round otherwise for one row than for several.
-ROUNDING = 0.005
 
 Ids = Sequence[int]
 
@@ -66,7 +64,7 @@ def way_of(
             [_last_logits(model, ids + said[:place]) for place in range(new)]
             for ids, said in zip(pair, tokens.tolist(), strict=True)
         ]
-        if _alike(logits, torch.stack([torch.stack(row) for row in alone])):
+        if _alike(model, logits, torch.stack([torch.stack(row) for row in alone])):
             break
     else:
         raise ValueError(
@@ -92,7 +90,7 @@ def rows_are_alone(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> bo
     ids = batch["input_ids"][-1][batch["attention_mask"][-1] == 1]
     alone = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None])).logits
     there = model(**batch).logits[-1, -batch["input_ids"].shape[1] :][: len(ids)]
-    same = _alike(there, alone[0, -len(ids) :])
+    same = _alike(model, there, alone[0, -len(ids) :])
     if not same:
         warnings.warn(
             f"{_type(model)}: texts are scored one by one, or this adapter's loss would depend on "
@@ -148,11 +146,16 @@ def _last_logits(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
 
 
-def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Say whether logits differ by rounding alone; logits that are no numbers are alike."""
-    allowed = max(ROUNDING, torch.finfo(other.dtype).eps ** 0.5)
+def _alike(model: PreTrainedModel, one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Say whether logits differ by rounding alone; logits that are no numbers are alike.
+
+    Rounding is the root of the type's step, as a share of the largest logit. The kernels for
+    quantized weights round otherwise for one row than for several, and to 16 bits.
+    """
+    quantized = getattr(model, "is_quantized", False)
+    step = torch.finfo(torch.bfloat16 if quantized else other.dtype).eps
     one, other = one.float().nan_to_num(), other.float().nan_to_num()
-    return float((one - other).abs().max()) <= allowed * float(other.abs().max())
+    return float((one - other).abs().max()) <= step**0.5 * float(other.abs().max())
 
 
 def _type(model: PreTrainedModel) -> str:
