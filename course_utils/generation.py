@@ -47,9 +47,9 @@ def way_of(
     Raises:
         ValueError: if no way has them.
     """
-    if not hasattr(model, "peft_config"):
+    pair = [list(ids) for ids in (longest, shortest) if ids]
+    if not hasattr(model, "peft_config") or not pair:
         return FASTEST
-    pair = [list(longest), list(shortest)]
     new = min(TRIED, max_new_tokens)
     for way in WAYS:
         together, cached = way
@@ -85,9 +85,9 @@ def rows_are_alone(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> bo
 
     Where it has not, that is said once.
     """
-    if not hasattr(model, "peft_config"):
-        return True
     ids = batch["input_ids"][-1][batch["attention_mask"][-1] == 1]
+    if not hasattr(model, "peft_config") or not len(ids):
+        return True
     alone = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None])).logits
     there = model(**batch).logits[-1, -batch["input_ids"].shape[1] :][: len(ids)]
     same = _alike(model, there, alone[0, -len(ids) :])

@@ -97,6 +97,17 @@ def test_a_soft_prompt_that_is_switched_off_is_not_in_the_answers(model, tokeniz
         metrics.generate(soft, tokenizer, texts, max_new_tokens=509)
 
 
+def test_an_empty_text_among_others_is_no_error(words, tmp_path: Path) -> None:
+    """Nothing can be asked of it alone, so it says nothing of padding."""
+    model = trained("LORA", tmp_path)
+    texts = [*TEXTS, ""]
+    answers = metrics.generate(model, words, texts, max_new_tokens=3, progress=False)
+    assert answers[:-1] == metrics.generate(model, words, TEXTS, max_new_tokens=3, progress=False)
+    assert metrics.token_loss(model, words, texts) == pytest.approx(
+        metrics.token_loss(model, words, TEXTS), rel=1e-5
+    )
+
+
 def test_an_adapter_that_no_way_answers_rightly_is_refused(words, tmp_path: Path) -> None:
     """A generate() that says something else than the forward pass must not be scored."""
     model = trained("LORA", tmp_path)
