@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import yaml
+from adapter_page import adapter_types
 from stage import BOOK, REPOSITORY, ROOT
 
 from course_utils.claims import POCKET, Claim, made_on, recorded
@@ -46,6 +47,7 @@ def generated() -> dict[str, str]:
         "bad_input.md": bad_input(read("bad_input.yaml")),
         "changes.md": changes(read("changes.yaml")),
         "claims.md": claims(read("claims.yaml")),
+        "adapter_types.md": adapter_types(),
         **api(),
     }
 

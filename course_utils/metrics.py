@@ -13,8 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils import generation
 
 
 def generate(
@@ -30,13 +33,19 @@ def generate(
 
     A prompt is a text, or a list of messages for the tokenizer's chat template. A text that such a
     template wrote has its first token already: for it pass `add_special_tokens=False`, or some
-    tokenizers put in a second one. Prompts are padded on the left, so that every answer starts
-    right after its prompt; one that leaves no room for the answer loses its beginning. The longest
-    ones come first: if memory runs out, it does so at once. The model's train or eval mode is kept.
+    tokenizers put in a second one. One that leaves no room for the answer loses its beginning. The
+    longest ones come first: if memory runs out, it does so at once. The model's train or eval mode
+    is kept.
+
+    An answer is the one that its prompt gets alone. Batches are padded on the left, so that every
+    answer starts right after its prompt; if the model has an adapter with which that, or the cache,
+    would change what is said, prompts are answered one by one or without a cache, and a warning
+    says so.
 
     Raises:
         ValueError: if there is no prompt, `prompts` is a single text, the tokenizer has no pad
-            token, or the answer alone is longer than the model can take.
+            token, the answer alone is longer than the model can take, or an adapter generates what
+            its forward pass does not say.
     """
     _require_list(prompts)
     if not prompts:
@@ -49,36 +58,27 @@ def generate(
         prompts = tokenizer.apply_chat_template(
             list(prompts), tokenize=False, add_generation_prompt=True
         )
-    room = context_length(model) - max_new_tokens
+    taken = max_new_tokens + generation.virtual_tokens(model)
+    room = context_length(model) - taken
     if room < 1:
         raise ValueError(
             f"max_new_tokens is {max_new_tokens}, but the model takes only {context_length(model)} "
             "tokens, the prompt among them. Ask for fewer."
         )
-    prompts = list(prompts)  # a dataset's column is slow to index
-    answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    starts = range(0, len(order), batch_size)
-    with _evaluating(model):
+    ids = tokenizer(list(prompts), add_special_tokens=add_special_tokens and not chats)["input_ids"]
+    ids, pad = [row[-room:] for row in ids], tokenizer.pad_token_id
+    answers = [""] * len(ids)
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    with _evaluating(model), torch.no_grad():
+        way = generation.way_of(model, ids[order[0]], ids[order[-1]], pad, max_new_tokens)
+        together, cached = way
+        options = {"use_cache": cached, "max_new_tokens": max_new_tokens}
+        starts = range(0, len(order), step := batch_size if together else 1)
         for start in tqdm(starts, desc="answers") if progress else starts:
-            part = order[start : start + batch_size]
-            batch = tokenizer(
-                [prompts[i] for i in part],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=add_special_tokens and not chats,
-            ).to(model.device)
-            batch = {name: values[:, -room:] for name, values in batch.items()}
-            output = model.generate(
-                **batch,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            texts = tokenizer.batch_decode(
-                output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
-            )
+            part = order[start : start + step]
+            rows, mask = generation.padded([ids[i] for i in part], pad, model.device)
+            new = generation.written(model, rows, mask, pad, **options).sequences
+            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
             for i, text in zip(part, texts, strict=True):
                 answers[i] = text.strip()
     return answers
@@ -135,8 +135,10 @@ def token_loss(
 ) -> float:
     """Return the mean cross-entropy of a text's tokens, each from those before it, in nats.
 
-    Every token of every text counts the same; texts longer than `max_length` tokens are cut. Texts
-    of like length share a batch, which leaves little padding.
+    Every token of every text counts the same; texts longer than `max_length` tokens are cut. It is
+    the cross-entropy of the logits, without what a method or a model adds to its own loss. Texts of
+    like length share a batch, which leaves little padding; with an adapter to which a text's
+    company makes a difference they are scored one by one, and a warning says so.
 
     Raises:
         ValueError: if there is no text, `texts` is a single text, no text has two tokens, or the
@@ -148,22 +150,24 @@ def token_loss(
     _require_pad_token(tokenizer)
     texts = sorted(texts, key=len, reverse=True)  # if memory runs out, it does so at once
     total, count = 0.0, 0
+
+    def batch(some: Sequence[str]) -> BatchEncoding:
+        return tokenizer(
+            list(some), return_tensors="pt", padding=True, padding_side="right", truncation=True,
+            max_length=max_length,
+        ).to(model.device)  # fmt: skip
+
     with _evaluating(model):
+        if not generation.rows_are_alone(model, batch([texts[0], texts[-1]])):
+            batch_size = 1
         for start in range(0, len(texts), batch_size):
-            batch = tokenizer(
-                texts[start : start + batch_size],
-                return_tensors="pt",
-                padding=True,
-                padding_side="right",
-                truncation=True,
-                max_length=max_length,
-            ).to(model.device)
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            labels[:, 0] = -100  # behind peft's virtual tokens the first would be predicted too
-            targets = int((labels != -100).sum())
-            if targets:
-                total += float(model(**batch, labels=labels).loss) * targets
-                count += targets
+            inputs = batch(texts[start : start + batch_size])
+            targets = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)[:, 1:]
+            if targets.numel():
+                # The logits of virtual tokens come first: they are no text's.
+                logits = model(**inputs).logits[:, -targets.shape[1] - 1 : -1].float()
+                total += float(cross_entropy(logits.transpose(1, 2), targets, reduction="sum"))
+                count += int((targets != -100).sum())
     if not count:
         raise ValueError("No text has two tokens or more, so there is nothing to predict.")
     return total / count

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_types import LINEAR, SETTINGS
 from datasets import Dataset
 from helpers import CALM
 from peft import LoraConfig, PeftConfig, PeftType, get_peft_model
@@ -92,9 +93,6 @@ NF4 = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=torch.bfloat16,
 )
 INT8 = BitsAndBytesConfig(load_in_8bit=True)
-
-
-LINEAR = {"target_modules": "all-linear"}
 
 
 def adapter(config: PretrainedConfig) -> LoraConfig:
@@ -238,24 +236,6 @@ def test_predicted_equals_measured(
         assert guess.total(phase) == pytest.approx(real.total(phase), rel=0.01), phase
 
 
-# What a type of peft needs besides its defaults: all linear layers, where nothing else is said.
-SETTINGS: dict[str, dict[str, object]] = {
-    "ADALORA": LINEAR | {"init_r": 12, "tinit": 2, "tfinal": 2, "total_step": 10},
-    "ADAPTION_PROMPT": {"adapter_len": 8, "adapter_layers": 2},
-    "BOFT": LINEAR | {"boft_block_size": 4},
-    "C3A": LINEAR | {"block_size": 64},
-    "CARTRIDGE": {"num_virtual_tokens": 8},
-    "CPT": {},
-    "IA3": {},
-    "LN_TUNING": {},
-    "OFT": LINEAR | {"oft_block_size": 32},
-    "PREFIX_TUNING": {"num_virtual_tokens": 8},
-    "PROMPT_TUNING": {"num_virtual_tokens": 8},
-    "P_TUNING": {"num_virtual_tokens": 8},
-    "SHADOW": {},
-    "TRAINABLE_TOKENS": {"token_indices": [1, 2, 3]},
-    "VBLORA": {"target_modules": ["q_proj", "o_proj"], "num_vectors": 16, "vector_length": 64},
-}
 # SFTTrainer cannot train these: two do without a head that it could fuse, one changes the head.
 FULL_LOSS = ("ADAPTION_PROMPT", "CPT", "TRAINABLE_TOKENS")
 # Their code reads the values of tensors, which a simulation does not have.

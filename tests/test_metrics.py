@@ -115,7 +115,7 @@ def test_token_loss_needs_something_to_predict(model, tokenizer, texts: list[str
 
 
 def test_generate_equals_one_by_one(model, tokenizer) -> None:
-    """Padding on the left and sorting by length change neither the answers nor their order."""
+    """Without an adapter neither padding on the left nor sorting by length changes an answer."""
     prompts = [f"{text}\nQuestion: Which town is it?\nAnswer:" for text in TEXTS]
     model.train()
     together = metrics.generate(

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import adapter_types
 import pytest
 import torch
 import transformers
@@ -701,6 +702,14 @@ def _(folder: Path) -> None:
     rendered = f"{start}the cat sat"
     assert begins(rendered)["input_ids"][:2] == [number, number]
     assert begins(rendered, add_special_tokens=False)["input_ids"].count(number) == 1
+
+
+@provokes("silent-soft-prompt")
+def _(folder: Path) -> None:
+    for kind in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        found = adapter_types.measure(kind)
+        assert not found["batched"]["holds"] and not found["cached"]["holds"]
+        assert found["course"] == "in batches"
 
 
 @provokes("silent-4-bit")

@@ -6,7 +6,7 @@ Used by lessons: all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -39,6 +39,18 @@ def merge(answer: Sequence[str], merge: pd.Series) -> tuple[bool, str]:
     if given - {*merge.index}:
         return False, f"give names from the index of the table: {', '.join(merge.index)}."
     return False, f"{len(wanted - given)} are missing, {len(given - wanted)} can be merged."
+
+
+def fails(
+    answer: Mapping[str, Sequence[str]], names: Sequence[str], measure: Callable[[str], list[str]]
+) -> tuple[bool, str]:
+    if not isinstance(answer, Mapping) or {*answer} != {*names}:
+        return False, f"give a dict with a list for each of {', '.join(names)}."
+    differ = {name: {*answer[name]} ^ {*measure(name)} for name in names}
+    if wrong := [name for name in names if differ[name]]:
+        count = sum(map(len, differ.values()))
+        return False, f"{count} of {4 * len(names)} are otherwise; look again at {wrong[0]}."
+    return True, "that is what was measured, and few guess all of it."
 
 
 def macro(answer: float, accuracy: float, classes: int) -> tuple[bool, str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import adapter_types
 import dataset_checks
 import neighbours
 import planners
@@ -163,3 +164,33 @@ def test_the_page_of_dataset_checks_has_the_table_of_its_record(tmp_path: Path) 
     now = dataset_checks.measure(dataset_checks.course, tmp_path)
     kept = record["checks"]["this course"]
     assert {**now, "seconds": kept["seconds"]} == kept
+
+
+def test_the_table_of_adapter_types_has_all_and_says_why() -> None:
+    """A new type of peft has to be measured, a no needs its reason, and a reason its no."""
+    record = json.loads(adapter_types.RESULTS.read_text(encoding="utf-8"))
+    assert list(record["types"]) == adapter_types.names()
+    assert record["questions"] == adapter_types.QUESTIONS
+    assert record["processor_seconds"] <= 60
+    said: dict[str, set[str]] = {question: set() for question in adapter_types.QUESTIONS}
+    for found in record["types"].values():
+        assert found["effect"] >= 1
+        for question, reasons in said.items():
+            answer = found[question]
+            assert answer["holds"] or answer["reason"]
+            reasons |= {answer.get("reason")} - {None}
+    assert said == {q: set(adapter_types.REASONS[q].values()) for q in said}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LORA", "LORA (PiSSA)", "LILY", "PREFIX_TUNING", "PROMPT_TUNING", "SHADOW", "XLORA"],
+)
+def test_a_part_of_the_table_of_adapter_types_is_measured_again(name: str) -> None:
+    """Breaks with a version in which an adapter does what it did not, or no longer does."""
+    recorded = json.loads(adapter_types.RESULTS.read_text(encoding="utf-8"))["types"][name]
+    again = adapter_types.measure(name)
+    assert again["course"] == recorded["course"]
+    for question in adapter_types.QUESTIONS:
+        now, then = again[question], recorded[question]
+        assert {**now, "difference": 0} == {**then, "difference": 0}
