@@ -250,7 +250,6 @@ PROVOKE |= {
     ),
     "task-type": lambda _: LoraConfig(task_type="Causal LM"),
     "bias": lambda _: get_peft_model(pocket(), LoraConfig(**LORA, bias="true")),
-    "unreleased-peft": lambda _: pocket().add_adapter(LoraConfig(**LORA)),
     "merge-4-bit": lambda _: sorted(
         set(message(adapted(four_bit()).train().merge_and_unload).splitlines())
     ),
