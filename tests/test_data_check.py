@@ -17,8 +17,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from course_utils import data, paths
-from preflight.dataset_check import Finding, Report, check
+from preflight.dataset_check import Report, check
 from preflight.dataset_check.formats import recognise
+from preflight.findings import Finding
 
 STRICT = (
     "{% for m in messages %}{% if m['role'] == 'clerk' %}{{ raise_exception('who?') }}{% endif %}"

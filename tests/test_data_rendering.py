@@ -26,7 +26,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from preflight.__main__ import main
-from preflight.dataset_check import Finding, check
+from preflight.dataset_check import check
+from preflight.findings import Finding
 
 # The npm package of the tokenizer, TRL's template ("": the package's own), and its end token.
 MODELS = {

@@ -49,7 +49,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from course_utils import hardware
 from course_utils.paths import POCKET_MODEL
-from preflight.dataset_check import Finding
+from preflight.findings import Finding
 from preflight.training_check import check_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,6 +1,6 @@
 """Examines a dataset for supervised fine-tuning before any training.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from preflight.dataset_check.mixed import Forms
 from preflight.dataset_check.near import NearDuplicates
 from preflight.dataset_check.reading import Split, open_splits
 from preflight.dataset_check.rendering import Renderer, tools_of
-from preflight.dataset_check.report import Collector, Finding, Report
+from preflight.dataset_check.report import Collector, Report
 from preflight.dataset_check.rows import Repeats, label_faults, row_faults, texts_in, trainable
 from preflight.dataset_check.rules import RULES
 from preflight.dataset_check.sampling import Sample
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
+from preflight.findings import Finding
 
-__all__ = ["Finding", "Report", "check"]
+__all__ = ["Report", "check"]
 
 SAMPLE = 200  # rows from which the format is recognised
 

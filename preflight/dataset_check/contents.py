@@ -1,6 +1,6 @@
 """The faults of what a row says: private data, gaps left open, wrong decoding, answers cut off.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The first part gives each column its type. In a later one text that looks like numbers throughout is
 read as numbers, and these become text again: '007' comes back as '7'.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

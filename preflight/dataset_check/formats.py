@@ -4,7 +4,7 @@
 each row as the columns of the target form ("text", "prompt" and "completion", or "messages"), just
 as the mapping would, but leaves values of a wrong type as they are, so that they are found.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A mapping is run on the reader's data, so a column that it leaves out is named in it.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

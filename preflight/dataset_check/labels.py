@@ -1,6 +1,6 @@
 """Labels of another type than the others of their column.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

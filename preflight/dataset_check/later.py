@@ -1,6 +1,6 @@
 """Values of another type than the first part of a JSON file gives their field.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Of a file without features, load_dataset 5.2 takes each column's type from the first part alone.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which form each row of a split has, and which one most rows have.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

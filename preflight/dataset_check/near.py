@@ -3,7 +3,7 @@
 The library rensa keeps 64 hashes of each row, from its runs of three words. Runs that many rows
 share, such as the wording of a prompt, say nothing and are left out.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Files are read here rather than with `datasets.load_dataset`, which stops at the first bad line and
 needs every column to be of one type: a check has to see the rows as they stand in the file.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ It takes the type of each field from the first part and gives it to all that fol
 holds values of several types in one field, it writes these as JSON. In the first part it turns them
 back later on (the type is `Json()`); else they stay text, and so does all of the field after them.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 For SFT the better answer is the answer; the reader is told which trainer learns from both.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Patterns that have a check digit are held to it; a key has to look like chance, so that the example
 keys of documentation are none.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

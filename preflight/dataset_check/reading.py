@@ -1,6 +1,6 @@
 """Rows from anything that holds a dataset, one after another and without changing them.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ SFTTrainer gives the template the row's own `tools` (a list, or its JSON) and wh
 `chat_template_kwargs`. With `assistant_only_loss` it takes another template of TRL's where the
 tokenizer's own does not mark what the assistant says.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a check of a dataset returns: findings, in tables that are safe to show.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

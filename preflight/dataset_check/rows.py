@@ -1,6 +1,6 @@
 """The faults that a row shows without a tokenizer.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What each does was read off SFTTrainer 1.16 and transformers 5.23; tests hold the main ones to them.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

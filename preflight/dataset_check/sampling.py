@@ -3,7 +3,7 @@
 What a chat template makes of messages hangs on who speaks, on the keys there are, on how a text
 begins and on markup in it, but not on its other words. Messages that agree in these have one shape.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

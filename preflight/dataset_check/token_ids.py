@@ -1,6 +1,6 @@
 """The faults of rows that are tokenised already, and of the lengths of all rows.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

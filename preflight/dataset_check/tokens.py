@@ -5,7 +5,7 @@ completions that do not end in it, and the completion begins where the tokens of
 and those of prompt and completion together part. Chats are rendered once a row, and the rendering
 is both tokenised and compared with the messages. Of many rows that are alike, some are looked at.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

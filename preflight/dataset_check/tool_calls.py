@@ -1,6 +1,6 @@
 """Calls of tools that do not fit the definitions: names, arguments, answers.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

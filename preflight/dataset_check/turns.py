@@ -2,7 +2,7 @@
 
 `tool_turn` is run by the check and, as source, by the mapping that the check prints.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

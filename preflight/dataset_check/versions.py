@@ -1,6 +1,6 @@
 """What a tokenizer does in one version of transformers and not in another.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which words of a row's messages do not stand in its rendering, and why.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01.
 """
 
 from __future__ import annotations

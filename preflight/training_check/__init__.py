@@ -17,7 +17,7 @@ from peft import PeftConfig, PeftModel
 from transformers import Trainer, TrainingArguments
 
 from course_utils.setting_checks import setting_problems
-from preflight.dataset_check import Finding
+from preflight.findings import Finding, finding
 from preflight.lora_targets.discovery import Model, open_model
 from preflight.training_check.adapter_rules import rule_findings
 from preflight.training_check.adapters import (
@@ -35,7 +35,7 @@ from preflight.training_check.merging import merge_findings
 from preflight.training_check.method_rules import method_findings
 from preflight.training_check.new_parts import new_part_findings
 from preflight.training_check.probing import base_of
-from preflight.training_check.report import TrainingReport, finding
+from preflight.training_check.report import TrainingReport
 from preflight.training_check.resume import check_resume
 from preflight.training_check.rows import row_findings
 from preflight.training_check.weights import (
@@ -45,7 +45,7 @@ from preflight.training_check.weights import (
     step_findings,
 )
 
-__all__ = ["check_resume", "check_settings", "check_trainer"]
+__all__ = ["TrainingReport", "check_resume", "check_settings", "check_trainer"]
 
 
 def check_settings(

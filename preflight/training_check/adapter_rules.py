@@ -21,10 +21,9 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from course_utils.setting_checks import matching
-from preflight.dataset_check import Finding
+from preflight.findings import Finding, finding
 from preflight.lora_targets.adapters import copy_modules
 from preflight.training_check.method_rules import method_findings
-from preflight.training_check.report import finding
 
 # A number in a regular expression, as a whole part of a name, with nothing after it that counts.
 NUMBER = re.compile(r"(?<=[.(|])\d+(?![\d\[{?*+\\])")

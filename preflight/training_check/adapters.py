@@ -14,12 +14,11 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from course_utils.setting_checks import unmatched_targets
-from preflight.dataset_check import Finding
+from preflight.findings import Finding, finding
 from preflight.lora_targets import check_targets
 from preflight.lora_targets.discovery import Model
 from preflight.training_check.adapter_rules import IN_THE_CACHE
 from preflight.training_check.method_rules import changes_base
-from preflight.training_check.report import finding
 
 # What course_utils.hardware.fix_bitsandbytes switches off in layers of bitsandbytes 0.50.
 PACKS = "support_avx512bf16_for_cpu"

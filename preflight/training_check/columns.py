@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from preflight.dataset_check import Finding
+from preflight.findings import Finding, finding
 from preflight.training_check.probing import is_a
-from preflight.training_check.report import finding
 from preflight.training_check.rows import IGNORED, row_finding
 
 

@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, Trainer
 
-from preflight.dataset_check import Finding
+from preflight.findings import Finding, finding
 from preflight.training_check.probing import base_of, first_tokens, no_trace, tolerance
-from preflight.training_check.report import finding
 
 
 def head_findings(trainer: Trainer) -> Iterator[Finding]:

@@ -14,8 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from preflight.dataset_check import Finding
-from preflight.training_check.report import finding
+from preflight.findings import Finding, finding
 
 NOISE = 0.05  # what a training might add to each trained number
 

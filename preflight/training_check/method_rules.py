@@ -18,8 +18,7 @@ from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from preflight.dataset_check import Finding
-from preflight.training_check.report import finding
+from preflight.findings import Finding, finding
 
 WIDTH = 64  # of the layer
 NOISE = 0.05  # what a training might add to each trained number

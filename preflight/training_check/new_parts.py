@@ -17,8 +17,7 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from preflight.dataset_check import Finding
-from preflight.training_check.report import finding
+from preflight.findings import Finding, finding
 
 
 def new_part_findings(model: PeftModel) -> Iterator[Finding]:

@@ -1,13 +1,11 @@
 """The report of a training: findings, and what is trained in a line.
 
-Used by lessons: 04, 05a, 06, 09.
+Used by lessons: 04, 05a, 06.
 """
 
 from __future__ import annotations
 
-from preflight.findings import FindingsReport, finding
-
-__all__ = ["TrainingReport", "finding"]
+from preflight.findings import FindingsReport
 
 
 class TrainingReport(FindingsReport):

@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 
-from preflight.dataset_check import Finding
+from preflight.findings import Finding, finding
 from preflight.training_check.probing import no_trace
-from preflight.training_check.report import TrainingReport, finding
+from preflight.training_check.report import TrainingReport
 
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

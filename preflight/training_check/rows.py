@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from datasets import Dataset
 from torch import nn
 
-from preflight.dataset_check import Finding
-from preflight.training_check.report import finding
+from preflight.findings import Finding, finding
 
 IGNORED = -100  # the label that the loss skips
 NAMED = 5  # rows that a finding names

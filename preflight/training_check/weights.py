@@ -12,9 +12,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 
-from preflight.dataset_check import Finding
+from preflight.findings import Finding, finding
 from preflight.training_check.probing import base_of, first_tokens, no_trace, tolerance
-from preflight.training_check.report import finding
 
 SAMPLE = 10_000  # entries of a tensor that are looked at
 
