@@ -174,7 +174,9 @@ def token_loss(
             if targets.numel():
                 # The logits of virtual tokens come first: they are no text's.
                 logits = model(**inputs).logits[:, -targets.shape[1] - 1 : -1].float()
-                total += float(cross_entropy(logits.transpose(1, 2), targets, reduction="sum"))
+                total += float(
+                    cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+                )
                 count += int((targets != -100).sum())
     if not count:
         raise ValueError("No text has two tokens or more, so there is nothing to predict.")
