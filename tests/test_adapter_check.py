@@ -219,6 +219,16 @@ def test_what_is_more_than_a_plain_lora(
     assert gap(shop.load(saved), saved.logits) < 1e-5
 
 
+def test_a_folder_of_the_base_s_name_that_is_no_model(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if gpt2/, where someone keeps the runs of that model, is taken for the model."""
+    folder = edit(shop.save("of_gpt2"), "of_gpt2_here", base_model_name_or_path="gpt2")
+    (tmp_path / "gpt2" / "checkpoint-1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "not held against its base" in check_adapter(folder).about
+
+
 def test_each_engine_s_fact_has_a_source() -> None:
     assert all(fact.source for fact in FACTS)
     assert {use.severity for use in USES} == {"error", "warning", "info"}
