@@ -449,6 +449,28 @@ def test_a_vocabulary_that_grew(shop: Shop, make: Callable[[Shop], Path]) -> Non
         shop.load(folder)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [98, 99]}],
+    ids=["saved whole", "trained whole", "trained tokens"],
+)
+def test_what_is_saved_twice_of_a_vocabulary_that_grew_is_no_fault(
+    shop: Shop, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Peft 0.21 saves the parts of its wrappers, too, which no loading asks for."""
+    base = LlamaForCausalLM.from_pretrained(shop.path, tie_word_embeddings=True)
+    base.resize_token_embeddings(100, mean_resizing=False)
+    base.save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(base, LoraConfig(target_modules=TARGETS, **options))
+        model.save_pretrained(tmp_path / "adapter")
+    found = codes(tmp_path / "adapter", tmp_path / "base")
+    assert not {"names", "shapes", "vocabulary"} & {*found}
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    assert gap(shop.load(tmp_path / "adapter", loaded), logits(model)) == 0
+
+
 def test_a_classifier_s_head_is_no_fault(shop: Shop) -> None:
     """How many labels there were stands in no base."""
     model = AutoModelForSequenceClassification.from_pretrained(shop.path, num_labels=5)
