@@ -429,3 +429,11 @@ def test_the_names_that_peft_adds_for_a_task_are_no_fault(
     assert [one.what.partition(":")[0] for one in check_trainer(trainer).findings] == [
         "modules_to_save has 'nope'"
     ]
+
+
+@pytest.mark.parametrize("kind", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+def test_an_adapter_may_have_any_name(kind: Any, tmp_path: Path) -> None:
+    task = "SEQ_CLS" if kind is AutoModelForSequenceClassification else "CAUSAL_LM"
+    config = LoraConfig(task_type=task, target_modules=["q_proj"])
+    model = get_peft_model(kind.from_pretrained(POCKET_MODEL), config, adapter_name="mine")
+    assert not found(Trainer(model, TrainingArguments(str(tmp_path), **CALM)))
