@@ -117,7 +117,9 @@ def written(
     them before it, drops the positions, and with transformers 5.24 puts them in once more before
     each token that the cache continues. So the base model itself goes on from them here.
     """
-    options |= {"do_sample": False, "pad_token_id": pad, "return_dict_in_generate": True}
+    # A model's own settings may ask for beams, which are not greedy.
+    options |= {"do_sample": False, "num_beams": 1, "pad_token_id": pad}
+    options["return_dict_in_generate"] = True
     inputs, count = {"input_ids": ids, "attention_mask": mask}, virtual_tokens(model)
     if count:
         front, words = model.get_prompt(len(ids)), model.word_embeddings(ids)

@@ -43,17 +43,19 @@ def generate(
     says so.
 
     Raises:
-        ValueError: if there is no prompt, `prompts` is a single text, the tokenizer has no pad
-            token, the answer alone is longer than the model can take, or an adapter generates what
-            its forward pass does not say.
+        ValueError: if there is no prompt, `prompts` is a single text or chat, or some are texts and
+            some chats, none has a token, the tokenizer has no pad token, the model is an
+            encoder-decoder, the answer alone is longer than the model can take, or an adapter
+            generates what its forward pass does not say.
     """
     _require_list(prompts)
+    _require_causal(model)
     if not prompts:
         raise ValueError(
             "No prompts were given. generate() needs at least one string: pass a list."
         )
     _require_pad_token(tokenizer)
-    chats = not isinstance(prompts[0], str)
+    chats = _are_chats(prompts)
     if chats:
         prompts = tokenizer.apply_chat_template(
             list(prompts), tokenize=False, add_generation_prompt=True
@@ -66,6 +68,11 @@ def generate(
             "tokens, the prompt among them. Ask for fewer."
         )
     ids = tokenizer(list(prompts), add_special_tokens=add_special_tokens and not chats)["input_ids"]
+    if not any(ids):
+        raise ValueError(
+            "No prompt has a token: there is nothing to answer. Allowed are prompts of one token "
+            "or more. Give a text, or leave out the empty ones."
+        )
     ids, pad = [row[-room:] for row in ids], tokenizer.pad_token_id
     answers = [""] * len(ids)
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
@@ -141,10 +148,11 @@ def token_loss(
     company makes a difference they are scored one by one, and a warning says so.
 
     Raises:
-        ValueError: if there is no text, `texts` is a single text, no text has two tokens, or the
-            tokenizer has no pad token.
+        ValueError: if there is no text, `texts` is a single text, no text has two tokens, the
+            tokenizer has no pad token, or the model is an encoder-decoder.
     """
     _require_list(texts)
+    _require_causal(model)
     if not texts:
         raise ValueError("No texts were given. Pass a list with at least one text.")
     _require_pad_token(tokenizer)
@@ -166,7 +174,9 @@ def token_loss(
             if targets.numel():
                 # The logits of virtual tokens come first: they are no text's.
                 logits = model(**inputs).logits[:, -targets.shape[1] - 1 : -1].float()
-                total += float(cross_entropy(logits.transpose(1, 2), targets, reduction="sum"))
+                total += float(
+                    cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+                )
                 count += int((targets != -100).sum())
     if not count:
         raise ValueError("No text has two tokens or more, so there is nothing to predict.")
@@ -220,12 +230,13 @@ def forgetting(
 @contextlib.contextmanager
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Switch dropout off for a while, and back to what it was."""
-    training = model.training
+    training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, was in training:  # parts of a model can be in other modes than the whole
+            module.training = was
 
 
 def json_record(text: str) -> dict[str, object] | None:
@@ -248,6 +259,31 @@ def _require_list(texts: Sequence[str]) -> None:
         raise ValueError(
             f"The single text {texts[:80]!r} was given. Texts come as a list, also where there is "
             "one only: put it in brackets, [text]."
+        )
+
+
+def _are_chats(prompts: Sequence[str | Sequence[Mapping[str, str]]]) -> bool:
+    """Return whether prompts are chats, not texts; raise ValueError for anything else."""
+    if isinstance(prompts[0], Mapping):
+        raise ValueError(
+            "The messages of a single chat were given. Chats come as a list, also where there is "
+            "one only: put it in brackets, [messages]."
+        )
+    texts = sum(isinstance(prompt, str) for prompt in prompts)
+    if 0 < texts < len(prompts):
+        raise ValueError(
+            f"{texts} of {len(prompts)} prompts are texts, and the others are chats. Allowed are "
+            "either texts or chats: call generate() once for each."
+        )
+    return not texts
+
+
+def _require_causal(model: PreTrainedModel) -> None:
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{model.config.model_type} is an encoder-decoder, and its answer does not go on from "
+            "its prompt. Allowed are causal models. Call model.generate(**batch) and decode all of "
+            "it, or take the loss of the model itself."
         )
 
 

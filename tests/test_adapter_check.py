@@ -219,6 +219,16 @@ def test_what_is_more_than_a_plain_lora(
     assert gap(shop.load(saved), saved.logits) < 1e-5
 
 
+def test_a_folder_of_the_base_s_name_that_is_no_model(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if gpt2/, where someone keeps the runs of that model, is taken for the model."""
+    folder = edit(shop.save("of_gpt2"), "of_gpt2_here", base_model_name_or_path="gpt2")
+    (tmp_path / "gpt2" / "checkpoint-1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "not held against its base" in check_adapter(folder).about
+
+
 def test_each_engine_s_fact_has_a_source() -> None:
     assert all(fact.source for fact in FACTS)
     assert {use.severity for use in USES} == {"error", "warning", "info"}
@@ -437,6 +447,28 @@ def test_a_vocabulary_that_grew(shop: Shop, make: Callable[[Shop], Path]) -> Non
     assert "vocabulary" not in codes(folder, LlamaConfig(**SHAPE | {"vocab_size": 100}))
     with pytest.raises((RuntimeError, IndexError)):
         shop.load(folder)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [98, 99]}],
+    ids=["saved whole", "trained whole", "trained tokens"],
+)
+def test_what_is_saved_twice_of_a_vocabulary_that_grew_is_no_fault(
+    shop: Shop, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Peft 0.21 saves the parts of its wrappers, too, which no loading asks for."""
+    base = LlamaForCausalLM.from_pretrained(shop.path, tie_word_embeddings=True)
+    base.resize_token_embeddings(100, mean_resizing=False)
+    base.save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(base, LoraConfig(target_modules=TARGETS, **options))
+        model.save_pretrained(tmp_path / "adapter")
+    found = codes(tmp_path / "adapter", tmp_path / "base")
+    assert not {"names", "shapes", "vocabulary"} & {*found}
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    assert gap(shop.load(tmp_path / "adapter", loaded), logits(model)) == 0
 
 
 def test_a_classifier_s_head_is_no_fault(shop: Shop) -> None:

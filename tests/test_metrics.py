@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from course_utils import metrics
-from course_utils.paths import POCKET_MODEL
+from course_utils.paths import POCKET_MODEL, POCKET_T5
 
 TEXTS = [
     "Message: Hello, this is Ada from Leeds.",
@@ -153,6 +153,47 @@ def test_generate_refuses_what_it_cannot_do(model) -> None:
         metrics.generate(model, tokenizer, ["a"])
     with pytest.raises(ValueError, match=r"tokenizer\.pad_token"):
         metrics.token_loss(model, tokenizer, TEXTS)
+
+
+def test_generate_refuses_prompts_that_it_would_misread(model, tokenizer) -> None:
+    """One chat was taken for its letters; a mix and no token ended in errors of the libraries."""
+    chat = [{"role": "user", "content": "Hi."}]
+    for prompts, said in (
+        (chat, r"put it in brackets, \[messages\]"),
+        (["Hi.", chat], "1 of 2 prompts are texts"),
+        ([chat, "Hi."], "1 of 2 prompts are texts"),
+        (["", ""], "No prompt has a token"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            metrics.generate(model, tokenizer, prompts, progress=False)
+
+
+def test_an_encoder_decoder_is_refused() -> None:
+    """Its answers lost as many tokens in front as the prompt has."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(POCKET_T5)
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_T5)
+    for score in (metrics.generate, metrics.token_loss):
+        with pytest.raises(ValueError, match="t5 is an encoder-decoder"):
+            score(model, tokenizer, TEXTS)
+
+
+def test_answers_are_greedy_where_a_model_asks_for_beams(tokenizer) -> None:
+    """Breaks if an adapter's model with num_beams in its generation config is an error again."""
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(POCKET_MODEL), config)
+    greedy = metrics.generate(model, tokenizer, TEXTS, max_new_tokens=8, progress=False)
+    model.generation_config.num_beams = 3
+    assert metrics.generate(model, tokenizer, TEXTS, max_new_tokens=8, progress=False) == greedy
+
+
+def test_each_part_keeps_its_mode(tokenizer) -> None:
+    model = AutoModelForCausalLM.from_pretrained(POCKET_MODEL).train()
+    model.model.layers[0].eval()
+    metrics.token_loss(model, tokenizer, TEXTS)
+    metrics.generate(model, tokenizer, TEXTS, max_new_tokens=1, progress=False)
+    assert model.training
+    assert model.model.layers[1].training
+    assert not model.model.layers[0].training
 
 
 def test_forgetting_of_an_adapter(tokenizer) -> None:

@@ -36,6 +36,9 @@ from peft import (
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     BitsAndBytesConfig,
@@ -406,3 +409,31 @@ def test_columns_that_are_dropped(
         assert "2 of 5 texts" in reported[code].what
     elif function:
         assert ("the dog" in text) is (code == "")
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("SEQ_CLS", AutoModelForSequenceClassification),
+        ("TOKEN_CLS", AutoModelForTokenClassification),
+        ("QUESTION_ANS", AutoModelForQuestionAnswering),
+    ],
+)
+def test_the_names_that_peft_adds_for_a_task_are_no_fault(
+    task: str, kind: Any, tmp_path: Path
+) -> None:
+    """Peft adds classifier and score to modules_to_save, and a model has one of them at most."""
+    config = LoraConfig(task_type=task, target_modules=["q_proj"], modules_to_save=["nope"])
+    base = kind.from_pretrained(POCKET_MODEL)
+    trainer = Trainer(get_peft_model(base, config), TrainingArguments(str(tmp_path), **CALM))
+    assert [one.what.partition(":")[0] for one in check_trainer(trainer).findings] == [
+        "modules_to_save has 'nope'"
+    ]
+
+
+@pytest.mark.parametrize("kind", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+def test_an_adapter_may_have_any_name(kind: Any, tmp_path: Path) -> None:
+    task = "SEQ_CLS" if kind is AutoModelForSequenceClassification else "CAUSAL_LM"
+    config = LoraConfig(task_type=task, target_modules=["q_proj"])
+    model = get_peft_model(kind.from_pretrained(POCKET_MODEL), config, adapter_name="mine")
+    assert not found(Trainer(model, TrainingArguments(str(tmp_path), **CALM)))

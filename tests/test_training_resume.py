@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import everything
-from peft import LoraConfig
+from datasets import Dataset
+from helpers import CALM, everything
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from test_training_faults import PAIRS, built
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from course_utils.paths import POCKET_MODEL
 from preflight.training_check import check_resume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,6 +101,48 @@ def test_it_is_what_happens(training: Path, tmp_path: Path) -> None:
     assert len(rates(ended, checkpoint)) == 3
     ended = again(tmp_path, max_steps=-1, num_train_epochs=1)
     assert len(rates(ended, checkpoint)) == 2 and ended.state.log_history[-1]["train_loss"] == 0.0
+
+
+class OwnOptimizer(Trainer):
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=4e-3)
+        return self.optimizer
+
+
+def plain(folder: Path, way: str) -> Trainer:
+    """Return a trainer of sound settings that stand elsewhere than in its arguments."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(POCKET_MODEL), adapter())
+    rows, given, kind = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 4, {}, Trainer
+    settings = dict(SETTINGS)
+    if way == "loraplus":
+        optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16
+        )
+        given["optimizers"] = optimizer, None
+    if way == "class":
+        given["optimizer_cls_and_kwargs"] = torch.optim.AdamW, {"lr": 7e-3, "weight_decay": 0.3}
+    if way == "subclass":
+        kind = OwnOptimizer
+    if way == "second adapter":
+        model.add_adapter("second", adapter(r=2, target_modules=["k_proj"]))
+        model.set_adapter("second")
+    if way == "streams":
+        rows = Dataset.from_list(rows).to_iterable_dataset()
+        settings |= {"max_steps": 10, "save_steps": 5}
+    return kind(
+        model, TrainingArguments(str(folder), **CALM | settings), train_dataset=rows, **given
+    )
+
+
+@pytest.mark.parametrize("way", ["loraplus", "class", "subclass", "second adapter", "streams"])
+def test_going_on_with_the_same_training_is_no_fault(way: str, tmp_path: Path) -> None:
+    """Breaks if settings are taken from the arguments alone, or of an adapter that is idle."""
+    plain(tmp_path, way).train()
+    step = 5 if way == "streams" else 2
+    new = plain(tmp_path, way)
+    report = check_resume(tmp_path / f"checkpoint-{step}", new)
+    assert report.findings == (), str(report)
+    assert (new.optimizer is None) is (way != "loraplus"), "no optimizer was made for it"
 
 
 def test_weights_of_another_layer_are_dropped(training: Path, tmp_path: Path) -> None:

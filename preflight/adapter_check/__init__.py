@@ -49,7 +49,7 @@ def check_adapter(
     """Return what an adapter's folder is, what goes wrong with it where, and who can serve it.
 
     With `base` (what `configs.load_config` takes), names and shapes are held against it, too.
-    Without, the base is what the config names, if that is a folder of this machine.
+    Without, the base is what the config names, if that is a model's folder of this machine.
 
     Raises:
         FileNotFoundError: if there is no folder, no adapter in it, or none in safetensors.
@@ -65,7 +65,8 @@ def check_adapter(
 
         config_class(adapter.kind, adapter.path / CONFIG)
     about, findings = str(adapter), [*use_findings(adapter)]
-    if base is None and adapter.base and Path(adapter.base).is_dir():
+    # A folder of the name of a model on the hub can be anything.
+    if base is None and adapter.base and Path(adapter.base, "config.json").is_file():
         base = adapter.base
     if base is None:
         about += "\nnot held against its base: give one to see whether they fit"

@@ -163,5 +163,7 @@ def _shapes(config: PeftConfig, model: PreTrainedModel) -> tuple[Shapes, Shapes]
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
         # "auto" asks the hub whether the vocabulary has grown.
         state: dict[str, Any] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    there = {name: tuple(one.shape) for name, one in adapted.state_dict().items()}
+        # Where the vocabulary has grown, it saves all that is in the embeddings, some of it twice.
+        grown = get_peft_model_state_dict(adapted, save_embedding_layers=True)
+    there = {n: tuple(one.shape) for n, one in (adapted.state_dict() | grown).items()}
     return {name: tuple(one.shape) for name, one in state.items()}, there

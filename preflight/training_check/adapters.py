@@ -22,6 +22,12 @@ from preflight.training_check.method_rules import changes_base
 
 # What course_utils.hardware.fix_bitsandbytes switches off in layers of bitsandbytes 0.50.
 PACKS = "support_avx512bf16_for_cpu"
+# What peft 0.21 adds to modules_to_save for these tasks, whether the model has it or not.
+ADDED = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 
 
 def target_findings(model: Model, names: Iterable[str] | str) -> Iterator[Finding]:
@@ -44,7 +50,8 @@ def unmatched_findings(model: PeftModel, config: PeftConfig) -> Iterator[Finding
     if missed := unmatched_targets(model):
         yield from target_findings(model.get_base_model().config, missed)
     kept = [name for name, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
-    for name in getattr(config, "modules_to_save", None) or ():
+    given = {*(getattr(config, "modules_to_save", None) or ())}
+    for name in sorted(given.difference(ADDED.get(config.task_type, ()))):
         if not any(module.endswith(name) for module in kept):
             yield finding(
                 "modules_to_save",

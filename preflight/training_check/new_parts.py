@@ -31,7 +31,9 @@ def new_part_findings(model: PeftModel) -> Iterator[Finding]:
     missing, there = _missing(base)
     if 2 * len(missing) > len(there):  # loaded by a key_mapping, which is not known here
         return
-    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    saved = get_peft_model_state_dict(
+        model, adapter_name=model.active_adapter, save_embedding_layers=False
+    )
     lost = [name for name in missing if f"base_model.model.{name}" not in saved]
     if lost:
         trained = {name for name, one in base.named_parameters() if one.requires_grad}

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
+from transformers.trainer_utils import has_length
 
 from preflight.findings import Finding, finding
 from preflight.training_check.probing import no_trace
@@ -67,8 +68,12 @@ def check_resume(folder: str | Path, trainer: Trainer) -> TrainingReport:
         findings += _optimizer_findings(trainer, groups)
         if groups and state.global_step < steps:
             findings += _schedule_findings(trainer, state, groups[0], steps)
-    if isinstance(trainer.model, PeftModel) and (folder / WEIGHTS).is_file():
-        findings += _adapter_findings(trainer, folder)
+    if isinstance(trainer.model, PeftModel):
+        # Adapters that are not called "default" have a folder of their own.
+        name = trainer.model.active_adapter
+        adapter = folder if name == "default" else folder / name
+        if (adapter / WEIGHTS).is_file():
+            findings += _adapter_findings(trainer, adapter)
     about = f"{folder}: step {state.global_step:,} of {state.max_steps:,}, to go on to {steps:,}"
     return TrainingReport(about, tuple(findings))
 
@@ -93,7 +98,7 @@ def _groups(path: Path) -> list[dict[str, Any]]:
 
 
 def _steps(trainer: Trainer) -> tuple[int, int]:
-    """Return the steps of an epoch and of the whole training."""
+    """Return the steps of an epoch, 0 if rows stream, and of the whole training."""
     args = trainer.args
     loader = DataLoader(
         trainer.train_dataset,
@@ -101,7 +106,7 @@ def _steps(trainer: Trainer) -> tuple[int, int]:
         drop_last=args.dataloader_drop_last,
     )
     _, per_epoch, *_, steps = trainer.set_initial_training_values(args, loader)
-    return per_epoch, steps
+    return per_epoch if has_length(loader) else 0, steps
 
 
 def _ended(state: TrainerState, per_epoch: int, steps: int) -> Iterator[Finding]:
@@ -114,7 +119,7 @@ def _ended(state: TrainerState, per_epoch: int, steps: int) -> Iterator[Finding]
             "Raise num_train_epochs or max_steps; or train from the weights alone, without "
             "resume_from_checkpoint.",
         )
-    elif state.epoch is not None and abs(state.epoch * per_epoch - done) > 1:
+    elif per_epoch and state.epoch is not None and abs(state.epoch * per_epoch - done) > 1:
         yield finding(
             "position",
             f"Step {done:,} was epoch {state.epoch:.2f} of the checkpoint, and is epoch "
@@ -135,20 +140,23 @@ def _optimizer_findings(trainer: Trainer, groups: list[dict[str, Any]]) -> Itera
             "warning",
         )
         return
-    if trainer.optimizer is not None:
-        now = dict(trainer.optimizer.defaults)
-    else:
-        now = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)[1]
-        now = {"weight_decay": trainer.args.weight_decay} | now
-    now["initial_lr"] = now.get("lr")
-    for key, name in SETTINGS.items():
-        # Biases and norms are a group of their own, without decay.
-        kept = max((group[key] for group in groups if key in group), default=None)
-        if kept is not None and key in now and now[key] != kept:
+    # Most trainers make one when they train; so a copy is asked for it.
+    now = (trainer.optimizer or copy.copy(trainer).create_optimizer()).param_groups
+    if len(now) != len(groups):  # torch refuses to load them, and says so
+        return
+    told = set()
+    for here, there in zip(now, groups, strict=True):
+        # A schedule writes the rate of the start next to the rate of now.
+        here = {"initial_lr": here["lr"]} | here
+        for key, name in SETTINGS.items():
+            pair = name, here.get(key), there.get(key)
+            if None in pair or pair[1] == pair[2] or pair in told:
+                continue
+            told.add(pair)
             yield finding(
                 "kept_setting",
-                f"{name} is {now[key]} here and {kept} in the checkpoint: resumed, the training "
-                f"keeps {kept} and says nothing.",
+                f"{name} is {here[key]} here and {there[key]} in the checkpoint: resumed, the "
+                f"training keeps {there[key]} and says nothing.",
                 ANEW,
                 "warning",
             )
