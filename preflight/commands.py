@@ -14,8 +14,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+
+if TYPE_CHECKING:
+    from preflight.findings import FindingsReport
 
 
 def check(options: argparse.Namespace) -> int:
@@ -184,17 +187,22 @@ def modules(options: argparse.Namespace) -> int:
     return 0 if "check" not in parts or parts["check"].ok else 1
 
 
+def _show(report: FindingsReport, as_json: bool) -> int:
+    """Print a report; return the exit code, 1 if it has an error."""
+    if as_json:
+        print(json.dumps({"ok": report.ok, **dataclasses.asdict(report)}, indent=2))
+    else:
+        print(report)
+    return 0 if report.ok else 1
+
+
 def adapter(options: argparse.Namespace) -> int:
     """Print whether an adapter's folder will be the model that was trained; return 1 if not."""
     with _quick_imports():
         from preflight.adapter_check import check_adapter
 
         report = check_adapter(options.folder, options.base)
-    if options.json:
-        print(json.dumps({"ok": report.ok, **dataclasses.asdict(report)}, indent=2))
-    else:
-        print(report)
-    return 0 if report.ok else 1
+    return _show(report, options.json)
 
 
 def training(options: argparse.Namespace) -> int:
@@ -221,11 +229,7 @@ def training(options: argparse.Namespace) -> int:
     here = ["--config", options.recipe, "--use_cpu", "true"]
     _, args, model, _ = parser.parse_args_and_config(here)
     report = check_settings(args, get_peft_config(model), model.model_name_or_path)
-    if options.json:
-        print(json.dumps({"ok": report.ok, **dataclasses.asdict(report)}, indent=2))
-    else:
-        print(report)
-    return 0 if report.ok else 1
+    return _show(report, options.json)
 
 
 def add_commands(commands: Any) -> None:

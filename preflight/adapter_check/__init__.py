@@ -57,10 +57,8 @@ def check_adapter(
         RuntimeError: if the hub does not give the base.
     """
     adapter = read_folder(folder)
-    if adapter.kind not in (
-        "LORA",
-        "BONE",
-    ):  # else peft, slow to load, is asked
+    # Peft, which is slow to load, is asked of the others; use_findings speaks of BONE.
+    if adapter.kind not in ("LORA", "BONE"):
         from preflight.adapters import config_class
 
         config_class(adapter.kind, adapter.path / CONFIG)

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from transformers import PretrainedConfig, PreTrainedModel
 
 from course_utils.configs import build_empty, load_config
 from preflight.adapter_check.folder import PREFIX, AdapterFolder
 from preflight.findings import Finding, finding
-from preflight.training_check.adapter_rules import rule_findings
+from preflight.training_check.adapter_rules import empty_adapter, rule_findings
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -54,12 +54,18 @@ def fit(folder: AdapterFolder, base: str | Path | PretrainedConfig) -> tuple[str
             f"Peft refuses the config in '{folder.path}': {error}. Allowed is what peft writes. "
             "Correct it, or save the adapter again."
         ) from error
-    found = [*_tokens(peft_config, vocabulary), *rule_findings(peft_config, model)]
-    try:
-        if not any(one.code == "vocabulary" for one in found):
-            found += _differences(folder, peft_config, model, vocabulary)
-    except NotImplementedError:  # SHiRA and some others choose by the weights, which are not here
-        about += "; names and shapes are not: this type makes them from the base's weights"
+    found, shapes, refusals = [*_tokens(peft_config, vocabulary)], None, []
+    if not found:
+        try:
+            model = empty_adapter(peft_config, model)
+            shapes = _shapes(model)
+        except NotImplementedError:  # SHiRA and others choose by the weights, which are not here
+            about += "; names and shapes are not: this type makes them from the base's weights"
+        except ValueError as error:
+            refusals = [_refusal(folder, error)]
+    found += [*rule_findings(peft_config, model), *refusals]
+    if shapes:
+        found += _differences(folder, *shapes, vocabulary)
     return about, found
 
 
@@ -91,20 +97,18 @@ def _grown(rows: int, vocabulary: int, what: str) -> Finding:
     )
 
 
+def _refusal(folder: AdapterFolder, error: ValueError) -> Finding:
+    reason = " ".join(str(error).split())
+    return finding(
+        "base",
+        f"Peft cannot make this adapter on the base: {reason[:200]}",
+        f"Give the base that it was trained on; its config names {folder.base or 'none'} as that.",
+    )
+
+
 def _differences(
-    folder: AdapterFolder, config: PeftConfig, model: PreTrainedModel, vocabulary: int | None
+    folder: AdapterFolder, wanted: Shapes, there: Shapes, vocabulary: int | None
 ) -> Iterator[Finding]:
-    try:
-        wanted, there = _shapes(config, model)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        yield finding(
-            "base",
-            f"Peft cannot make this adapter on the base: {reason[:200]}",
-            "Give the base that it was trained on; its config names "
-            f"{folder.base or 'none'} as that.",
-        )
-        return
     saved = {name: one.shape for name, one in folder.tensors.items()}
     known = there | wanted
     # The size of a head is that of the training's labels, and stands in no base.
@@ -154,13 +158,10 @@ def _rows(shape: tuple[int, ...], wanted: tuple[int, ...], vocabulary: int | Non
     return other[0][0] if len(other) == 1 and other[0][1] == vocabulary else 0
 
 
-def _shapes(config: PeftConfig, model: PreTrainedModel) -> tuple[Shapes, Shapes]:
-    """Return the shapes of what peft saves of an adapter on a model, and of all that is in it."""
-    if isinstance(getattr(config, "init_lora_weights", None), str):
-        config.init_lora_weights = True  # PiSSA and others compute with weights, which are not here
+def _shapes(adapted: PeftModel) -> tuple[Shapes, Shapes]:
+    """Return the shapes of what peft saves of an adapter, and of all that is in its model."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # they are meant for a model that is used
-        adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
         # "auto" asks the hub whether the vocabulary has grown.
         state: dict[str, Any] = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         # Where the vocabulary has grown, it saves all that is in the embeddings, some of it twice.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import get_pattern_key
@@ -54,7 +55,7 @@ def rule_findings(config: PeftConfig, model: nn.Module) -> Iterator[Finding]:
     if isinstance(model, PeftModel):
         adapter = _of(model, config)
     else:
-        adapter = _made(copy.deepcopy(config), model)
+        adapter = _made(config, model)
     for rule in RULES:
         yield from rule(adapter)
 
@@ -64,14 +65,24 @@ def _of(model: PeftModel, config: PeftConfig) -> Adapter:
     return Adapter(config, model.get_base_model(), *map(tuple, names))
 
 
+def empty_adapter(config: PeftConfig, model: nn.Module) -> PeftModel:
+    """Return a model with the adapter that peft makes of a config, without a weight of its own.
+
+    The model is changed, the config is not. A start that needs weights or data is left out. Raises
+    what peft does where it cannot make the adapter.
+    """
+    config = copy.deepcopy(config)
+    if getattr(config, "init_lora_weights", None):
+        config.init_lora_weights = True
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # they are meant for a model that is used
+        return get_peft_model(model, config, low_cpu_mem_usage=True)
+
+
 def _made(config: PeftConfig, model: nn.Module) -> Adapter:
     """Return the adapter that peft makes of a config, in a copy of the model."""
-    if getattr(config, "init_lora_weights", None):
-        config.init_lora_weights = True  # no start that needs weights or data
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _of(get_peft_model(copy_modules(model), config, low_cpu_mem_usage=True), config)
+        return _of(empty_adapter(config, copy_modules(model)), config)
     except Exception:  # what peft refuses is said elsewhere, and some methods need weights
         targets = getattr(config, "target_modules", None) or []
         return Adapter(config, model, tuple(matching(targets, dict(model.named_modules()))))

@@ -19,6 +19,7 @@ from preflight.lora_targets import check_targets
 from preflight.lora_targets.discovery import Model
 from preflight.training_check.adapter_rules import IN_THE_CACHE
 from preflight.training_check.method_rules import changes_base
+from preflight.training_check.probing import is_a
 
 # What course_utils.hardware.fix_bitsandbytes switches off in layers of bitsandbytes 0.50.
 PACKS = "support_avx512bf16_for_cpu"
@@ -95,8 +96,7 @@ def adalora_findings(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
             "lesson 05a does.",
             "warning",
         )
-    # By name, so that a check of a plain Trainer need not import trl.
-    if config.orth_reg_weight and any(c.__name__ == "SFTTrainer" for c in type(trainer).__mro__):
+    if config.orth_reg_weight and is_a(trainer, "SFTTrainer"):
         yield finding(
             "adalora_penalty",
             f"SFTTrainer leaves out the penalty that orth_reg_weight={config.orth_reg_weight} asks "

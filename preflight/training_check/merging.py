@@ -15,8 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from preflight.findings import Finding, finding
-
-NOISE = 0.05  # what a training might add to each trained number
+from preflight.training_check.method_rules import NOISE
 
 
 def merge_findings(model: nn.Module) -> Iterator[Finding]:

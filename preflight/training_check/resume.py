@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import has_length
 
 from preflight.findings import Finding, finding
 from preflight.training_check.probing import no_trace
 from preflight.training_check.report import TrainingReport
 
-STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ANEW = (
     "Set it back; or begin a new training from the weights alone: load the adapter with "
     "is_trainable=True, and call train() without resume_from_checkpoint."
@@ -53,15 +53,17 @@ def check_resume(folder: str | Path, trainer: Trainer) -> TrainingReport:
         ValueError: if one of its files cannot be read.
     """
     folder = Path(folder)
-    if not (folder / STATE).is_file():
-        inside = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{STATE}")))
+    if not (folder / TRAINER_STATE_NAME).is_file():
+        inside = ", ".join(
+            sorted(path.parent.name for path in folder.glob(f"*/{TRAINER_STATE_NAME}"))
+        )
         raise FileNotFoundError(
-            f"'{folder}' is not a checkpoint: it has no {STATE}. Allowed is the folder of one, as "
-            f"a trainer saves it. "
+            f"'{folder}' is not a checkpoint: it has no {TRAINER_STATE_NAME}. Allowed is the "
+            "folder of one, as a trainer saves it. "
             + (f"Name one of those in it: {inside}." if inside else "Check the path.")
         )
-    state = _read(folder / STATE, TrainerState.load_from_json)
-    groups = _groups(folder / OPTIMIZER)
+    state = _read(folder / TRAINER_STATE_NAME, TrainerState.load_from_json)
+    groups = _groups(folder / OPTIMIZER_NAME)
     per_epoch, steps = _steps(trainer)
     findings = [*_ended(state, per_epoch, steps)]
     if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):  # they keep it elsewhere
@@ -72,7 +74,7 @@ def check_resume(folder: str | Path, trainer: Trainer) -> TrainingReport:
         # Adapters that are not called "default" have a folder of their own.
         name = trainer.model.active_adapter
         adapter = folder if name == "default" else folder / name
-        if (adapter / WEIGHTS).is_file():
+        if (adapter / SAFETENSORS_WEIGHTS_NAME).is_file():
             findings += _adapter_findings(trainer, adapter)
     about = f"{folder}: step {state.global_step:,} of {state.max_steps:,}, to go on to {steps:,}"
     return TrainingReport(about, tuple(findings))
@@ -134,8 +136,8 @@ def _optimizer_findings(trainer: Trainer, groups: list[dict[str, Any]]) -> Itera
     if not groups:
         yield finding(
             "optimizer",
-            f"The checkpoint has no {OPTIMIZER} (save_only_model=True leaves it out): Adam's means "
-            "and the schedule of the learning rate begin anew.",
+            f"The checkpoint has no {OPTIMIZER_NAME} (save_only_model=True leaves it out): Adam's "
+            "means and the schedule of the learning rate begin anew.",
             "Resume from a checkpoint that has one, or choose a rate for a new start.",
             "warning",
         )
@@ -196,8 +198,8 @@ def _schedule_findings(
 
 def _adapter_findings(trainer: Trainer, folder: Path) -> Iterator[Finding]:
     saved, now = {}, trainer.model.active_peft_config
-    if (folder / CONFIG).is_file():
-        saved = _read(folder / CONFIG, PeftConfig.from_json_file)
+    if (folder / CONFIG_NAME).is_file():
+        saved = _read(folder / CONFIG_NAME, PeftConfig.from_json_file)
     here = json.loads(json.dumps(now.to_dict(), default=_plain))
     other = [
         name
@@ -214,7 +216,7 @@ def _adapter_findings(trainer: Trainer, folder: Path) -> Iterator[Finding]:
             + (f" What they add counts {factor:.3g} times." if abs(factor - 1) > 1e-6 else ""),
             "Take the config of the checkpoint: PeftConfig.from_pretrained(folder).",
         )
-    yield from _tensor_findings(trainer, folder / WEIGHTS)
+    yield from _tensor_findings(trainer, folder / SAFETENSORS_WEIGHTS_NAME)
 
 
 def _tensor_findings(trainer: Trainer, path: Path) -> Iterator[Finding]:
