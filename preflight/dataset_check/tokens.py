@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any
 
+from course_utils.tokenizer_setup import first_token_differs
 from preflight.dataset_check.forms import Format, Row
 from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, settings
 from preflight.dataset_check.rows import Fault
 from preflight.dataset_check.sampling import Ends, Sample, Shape, encoded, shape_of
 from preflight.dataset_check.token_ids import ids_faults, length_faults
-from preflight.dataset_check.versions import first_token_differs
 from preflight.dataset_check.words import WordFaults, dates_in
 
 BATCH = 500  # rows tokenised at once
