@@ -1,10 +1,11 @@
-"""Examines a dataset for supervised fine-tuning before any training.
+"""Examines a dataset for fine-tuning before any training: examples, pairs, prompts.
 
 Used by lessons: 01.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -15,11 +16,22 @@ from preflight.dataset_check.forms import MEDIA, SETTINGS, Format, Row
 from preflight.dataset_check.labels import LabelTypes
 from preflight.dataset_check.mixed import Forms
 from preflight.dataset_check.near import NearDuplicates
+from preflight.dataset_check.pair_rules import NAMES
+from preflight.dataset_check.pairs import PairFaults, mark_fault
+from preflight.dataset_check.preferences import MARKS
+from preflight.dataset_check.prompts import Rewards
 from preflight.dataset_check.reading import Split, open_splits
 from preflight.dataset_check.rendering import Renderer, tools_of
 from preflight.dataset_check.report import Collector, Report
-from preflight.dataset_check.rows import Repeats, label_faults, row_faults, texts_in, trainable
-from preflight.dataset_check.rules import RULES
+from preflight.dataset_check.rows import (
+    Fault,
+    Repeats,
+    label_faults,
+    row_faults,
+    texts_in,
+    trainable,
+)
+from preflight.dataset_check.rules import RULES, Rule, rules_of
 from preflight.dataset_check.sampling import Sample
 from preflight.dataset_check.tokens import TokenFaults, tokenizer_faults
 from preflight.findings import Finding
@@ -35,6 +47,7 @@ def check(
     max_length: int | None = 1024,
     eval_dataset: object = None,
     *,
+    trainer: str | None = None,
     num_labels: int | None = None,
     max_rows: int = 5,
     assistant_only_loss: bool = False,
@@ -50,10 +63,19 @@ def check(
     `assistant_only_loss` is the one of your SFTConfig. Of a large split, a part is rendered and
     tokenised, and the report says which share; with `every_row` all of it is.
 
+    `trainer` is "sft", "dpo" or "grpo"; "sft" says nothing of a worse answer. None, the default, is
+    what the columns allow: SFT and, where rows have a better answer and a worse one, both.
+
     Returns a Report. It foresees what SFTTrainer 1.16 does by default: cut at the end, and train on
-    the completion only where there is one. Raises FileNotFoundError, ValueError or RuntimeError for
-    a dataset that cannot be opened, and ValueError for a tokenizer or max_length of another kind.
+    the completion only where there is one; or what DPOTrainer or GRPOTrainer does. Raises
+    FileNotFoundError, ValueError or RuntimeError for a dataset that cannot be opened, and
+    ValueError for a tokenizer, max_length or trainer of another kind.
     """
+    if trainer is not None and trainer not in NAMES:
+        raise ValueError(
+            f"trainer={trainer!r} was given. Allowed are {', '.join(NAMES)}, or None for what the "
+            "columns allow. For KTO and reward models leave it out."
+        )
     processor, tokenizer = tokenizer, _validate(tokenizer, max_length)
     source, splits = open_splits(dataset)
     if eval_dataset is not None:
@@ -73,7 +95,7 @@ def check(
         )
 
     renderer = Renderer(processor, tokenizer, assistant_only_loss)
-    checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer, every_row)
+    checker = _Checker(tokenizer, max_length, num_labels, max_rows, renderer, every_row, trainer)
     checked: list[_Checked] = []
     for place, split in enumerate(splits):
         checked.append(_Checked(checker, split, place))
@@ -88,7 +110,7 @@ def check(
         if differs or one is first:
             one.note_format()
         findings += one.found.findings()
-    of_all = Collector("", max_rows)
+    of_all = Collector("", max_rows, checker.rules)
     if tokenizer is None:
         of_all.add("not_checked")
     else:
@@ -133,11 +155,22 @@ class _Checker:
     max_rows: int
     renderer: Renderer
     every_row: bool
+    trainer: str | None
     repeats: Repeats = field(default_factory=Repeats)
     near: NearDuplicates = field(init=False)
+    seen_pairs: set[bytes] = field(default_factory=set)
+    rules: dict[str, Rule] = field(init=False)
 
     def __post_init__(self) -> None:
         self.near = NearDuplicates(self.max_rows)
+        self.rules = rules_of(self.trainer or "sft")
+
+    def pairs(self, form: Format | None) -> PairFaults | None:
+        """Return what looks for the faults of pairs, if rows are pairs and looked at as such."""
+        if form is None or self.trainer in ("sft", "grpo"):
+            return None
+        renderer = self.renderer if self.tokenizer is not None else None
+        return PairFaults(form, renderer, self.max_length, self.seen_pairs)
 
     def tokens(self, form: Format) -> TokenFaults:
         """Return what looks for the faults of tokens in rows of a form."""
@@ -149,15 +182,20 @@ class _Checked:
 
     def __init__(self, checker: _Checker, split: Split, place: int) -> None:
         self.split = split
-        self.found = Collector(split.name, checker.max_rows)
+        self.found = Collector(split.name, checker.max_rows, checker.rules)
         self._checker, self._place = checker, place
         rows = iter(split.rows)
         sample = [*islice(rows, SAMPLE)]
         known = [row for row in sample if isinstance(row, dict)]
         self._rows = chain(sample, rows)
         self.columns = split.columns or [*dict.fromkeys(str(name) for row in known for name in row)]
-        self._forms = Forms(self.columns, known, checker.max_rows)
+        trainer = checker.trainer or "sft"
+        self._forms = Forms(self.columns, known, checker.max_rows, trainer)
         self.form = self._forms.form
+        self._pairs = checker.pairs(self._forms.pairs)
+        prompts = trainer == "grpo"
+        self._rewards = Rewards(self.form, self.columns, checker.max_rows) if prompts else None
+        self._marks: Counter[bool] = Counter()
         self._tokens = checker.tokens(self.form)
         self._others = _Others(checker, self.found)
         first = [values for row in known for values in self.form.examples(row)]
@@ -174,6 +212,11 @@ class _Checked:
         self._others.flush()
         self._note_passed_over([self._tokens.sample, *self._others.samples])
         self._contents.note(found)
+        for whole in (self._pairs, self._rewards):
+            if whole is not None:
+                whole.note(found)
+        for code, example in mark_fault(self._marks):
+            found.add(code, example=example)
         self.form = self._forms.most()
         for fewer in self._forms.fewer():
             found.add_tally("mixed_forms", fewer)
@@ -188,15 +231,24 @@ class _Checked:
                 continue
             form, tools = self._forms.of(row, number), tools_of(row)
             faults = [*self.split.loaded.faults(number, row, form.source.values())]
-            if form.target != "tokens":
+            if self._pairs is not None and form is self._forms.form:
+                faults += self._pairs.of(row)
+            self._marks.update(row[mark] for mark in MARKS if form.marked and mark in row)
+            if form.target not in ("tokens", "prompt"):
                 faults += label_faults(row, self._classes, self._checker.num_labels)
                 faults += self._labels.faults(row)
-            for values in form.examples(row):
+            for place, values in enumerate(form.examples(row)):
                 texts = texts_in(values)
                 own = row_faults(values, form, texts)
+                worse = bool(place and form.paired)
+                if worse:  # an empty one teaches something, and has a finding of its own
+                    own = [fault for fault in own if fault[0] != "empty_value"]
                 usable = trainable(values, own)
-                if usable:
-                    before = [*self._checker.repeats.faults(values, texts, self._place, tools)]
+                if self._rewards is not None:
+                    own += self._rewards.of(number, row, values["prompt"])
+                # What a worse answer says may be as bad as it likes.
+                if usable and not worse:
+                    before = [*self._before(form, row, values, texts, tools)]
                     own += before
                     if form.target not in ("tokens", "unknown"):
                         own += self._contents.faults(number, values, tools, bool(before))
@@ -211,6 +263,19 @@ class _Checked:
                     self._others.add(form, number, values)
             if faults:
                 self.found.add_all(number, faults)
+
+    def _before(
+        self, form: Format, row: Row, values: Row, texts: list[str], tools: Any
+    ) -> Iterator[Fault]:
+        """Yield a fault if a row came before; to one prompt there may be many pairs."""
+        repeats = self._checker.repeats
+        if not form.paired:
+            yield from repeats.faults(values, texts, self._place, tools)
+            return
+        values = values | {"rejected": form.examples(row)[-1]["completion"]}
+        for code, example in repeats.faults(values, texts_in(values), self._place, tools):
+            if code != "conflicting_answers":
+                yield code, example
 
     def _note_passed_over(self, samples: list[Sample]) -> None:
         passed = sum(sample.passed_over for sample in samples)

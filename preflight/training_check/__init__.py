@@ -34,9 +34,11 @@ from preflight.training_check.loss import balance_findings, head_findings
 from preflight.training_check.merging import merge_findings
 from preflight.training_check.method_rules import method_findings
 from preflight.training_check.new_parts import new_part_findings
+from preflight.training_check.preference import preference_findings
 from preflight.training_check.probing import base_of
 from preflight.training_check.report import TrainingReport
 from preflight.training_check.resume import check_resume
+from preflight.training_check.rewards import reward_findings
 from preflight.training_check.rows import row_findings
 from preflight.training_check.weights import (
     counts,
@@ -123,4 +125,6 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
         *row_findings(trainer.train_dataset, base),
         *column_findings(trainer),
     ]
+    findings += preference_findings(trainer, {one.code for one in findings})
+    findings += reward_findings(trainer)
     return TrainingReport(about, tuple(findings))
