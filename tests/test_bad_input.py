@@ -187,14 +187,13 @@ OWN = ("model", "ref_model", "reward_funcs")
 
 def merged(base: str) -> Any:
     """Return the model with an adapter that does something, merged in memory."""
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"])
-    )
     torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(plain, LoraConfig(target_modules=["q_proj", "v_proj"]))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             weight.data += 0.1 * torch.randn_like(weight)
-    return model.merge_and_unload()
+    return model.merge_and_unload().requires_grad_(True)
 
 
 @given_by("model")

@@ -59,8 +59,9 @@ def test_sound_pairs_pass(name: str) -> None:
     """A check that cries wolf is not read when it matters."""
     tokenizer = make_tokenizer()
     if "call" in name:
-        shown = "{% for m in messages %}{{ m['content'] }}{{ m['tool_calls'] or '' }}{% endfor %}"
-        tokenizer = make_tokenizer(chat_template=shown + "{{ eos_token }}")
+        shown = "{{ m['content'] }}{{ m['tool_calls'] or '' }}{{ eos_token }}"
+        shown = "{% for m in messages %}" + shown + "{% endfor %}"
+        tokenizer = make_tokenizer(chat_template=shown)
     report = check(SOUND[name], tokenizer, trainer="dpo")
     assert codes(report) - {"arguments_form"} == set()
     assert report.mapping == ""
@@ -69,19 +70,26 @@ def test_sound_pairs_pass(name: str) -> None:
     assert codes(check(SOUND[name], tokenizer)) <= known
 
 
-@pytest.mark.parametrize("name", ["tickets", "mood", "qa", "summaries"])
+def prompts_of(name: str) -> Dataset:
+    """Return rows of the course as prompts with a gold answer."""
+    rows = data.load(name, "train").select(range(300))
+    if name == "qa":
+        return rows.map(
+            lambda row: {
+                "prompt": f"{row['context']}\n{row['question']}",
+                "answer": row["answers"]["text"][0],
+            }
+        )
+    asked, gold = {"tickets": ("prompt", "completion"), "summaries": ("message", "summary")}[name]
+    return rows.rename_columns({asked: "prompt", gold: "answer"} if asked != "prompt"
+                               else {gold: "answer"})  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tickets", "qa", "summaries"])
 def test_the_prompts_of_the_course_pass(name: str) -> None:
-    """Each as prompts with a gold answer, in both forms."""
-    rows = data.load(name, "train")
-    rows = rows.select(range(min(300, len(rows))))
-    if "completion" in rows.column_names:
-        rows = rows.rename_column("completion", "answer")
-    if "prompt" not in rows.column_names:
-        pytest.skip("these rows have no prompt")
-    report = check(rows, make_tokenizer(), max_length=None, trainer="grpo")
-    usual = {"near_duplicate", "duplicate"}
-    known = codes(check(data.load(name, "train"), make_tokenizer(), max_length=None)) | usual
-    assert codes(report) <= known | {"reward_columns"}, report
+    """What their makers mean by them stands in other tests: several questions on a message."""
+    report = check(prompts_of(name), make_tokenizer(), max_length=None, trainer="grpo")
+    assert report.ok and codes(report) <= {"reward_columns", "near_duplicate"}, report
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,7 @@ def _ended(text: str, eos: str) -> str:
 
 
 def _plain(texts: list[str]) -> str:
-    return "".join(" ".join(texts).split()).casefold()
+    return " ".join(" ".join(texts).split()).casefold()
 
 
 def _digest(text: str) -> bytes:

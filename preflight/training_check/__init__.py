@@ -86,14 +86,19 @@ def _setting_findings(
 
 
 def check_trainer(trainer: Trainer) -> TrainingReport:
-    """Return what is wrong with a Trainer or SFTTrainer that is built and not trained yet.
+    """Return what is wrong with a trainer that is built and not trained yet.
+
+    It takes Trainer, SFTTrainer, DPOTrainer, GRPOTrainer, and of others what they share.
 
     Next to its settings: how much is trained, names that matched nothing, ranks above a layer's
     size, an adapter that is another one when merged, switched off, saved or loaded, a base model
     quantized otherwise than meant, steps that rounding undoes, a reference that is another model,
     rows without a label, columns that are dropped. One row goes through the model, to hold the
-    trainer's loss against that of the model's logits. Nothing is changed and no random number
-    drawn, so the training goes as it would have.
+    trainer's loss against that of the model's logits; of DPOTrainer two pairs, to hold the policy
+    against its reference. Of GRPOTrainer the model answers one prompt, and up to four where all
+    rewards of a group are equal; its reward functions are called on that, and on a few odd texts.
+    Nothing is changed and no random number drawn, so the training goes as it would have (but for
+    what a reward function itself keeps).
     """
     model, base = trainer.model, base_of(trainer.model)
     trained, total = counts(model)

@@ -156,13 +156,14 @@ def _start_findings(trainer: Trainer) -> Iterator[Finding]:
     rows = trainer.train_dataset.with_format(None)
     device = next(trainer.model.parameters()).device
     examples = [rows[place] for place in range(min(PAIRS, len(rows)))]
+    reference = trainer.model if given is None else given
     batch = {name: one.to(device) for name, one in trainer.data_collator(examples).items()}
     try:
         with no_trace(trainer):
             ours, allowed = _log_probs(trainer.model, batch, base.dtype)
             theirs = [batch[name] for name in ("ref_chosen_logps", "ref_rejected_logps")
                       if name in batch]  # fmt: skip
-            theirs = theirs or [*trainer.compute_ref_log_probs(trainer.model, batch)]
+            theirs = theirs or [*trainer.compute_ref_log_probs(reference, batch)]
     except Exception:  # head_findings says what a first step raises
         return
     change = ours - torch.cat(theirs).to(ours.device)

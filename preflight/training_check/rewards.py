@@ -11,21 +11,25 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import random
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
 from transformers import Trainer
 
 from preflight.findings import Finding, finding
-from preflight.training_check.probing import is_a, no_trace
+from preflight.training_check.completions import (
+    Group,
+    as_completion,
+    can_generate,
+    cost,
+    ending_findings,
+    generated,
+    other_numbers,
+)
+from preflight.training_check.probing import is_a
 
 GROUPS = 4  # at most, each of another prompt, until one has rewards that differ
 TEXTS = ("", "the", "{", '{"a": [1, {"b": null}]}', "```json\n1\n```")  # what a model may write
@@ -33,17 +37,6 @@ OWN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra",
 HIDDEN = ("prompt", "completion", "completion_ids")  # columns that no reward gets
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 TOLERANCE = 1e-6
-
-
-@dataclass
-class Group:
-    """A prompt's completions, as reward functions are given them, and what making them took."""
-
-    row: dict[str, Any]
-    completions: list[Any]
-    ids: list[list[int]]
-    ended: int
-    seconds: float
 
 
 def reward_findings(trainer: Trainer) -> Iterator[Finding]:
@@ -83,7 +76,7 @@ def reward_findings(trainer: Trainer) -> Iterator[Finding]:
     yield from wrong
     told = {one.example for one in wrong if one.severity == "error"}
     callable_ones = [(name, call) for name, call in functions if name not in told]
-    if callable_ones and _can_generate(trainer):
+    if callable_ones and can_generate(trainer):
         yield from _measured(trainer, callable_ones, whole=len(functions) == len(callable_ones))
 
 
@@ -145,15 +138,6 @@ def _about(name: str, code: str, what: str, fix: str, severity: str = "error") -
     return Finding(severity, code, what, 0, (), fix, example=name)
 
 
-def _can_generate(trainer: Trainer) -> bool:
-    weight = next(trainer.model.parameters())
-    shared = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or weight.is_meta
-    own = (getattr(trainer, name, None) for name in ("rollout_func", "environment_factories"))
-    pictures = {"image", "images"} & {*trainer.train_dataset.column_names}
-    engine = trainer.use_vllm or trainer.args.use_transformers_continuous_batching
-    return not (shared or engine or pictures or trainer.tools or any(own))
-
-
 def _measured(
     trainer: Trainer, functions: list[tuple[str, Callable[..., Any]]], *, whole: bool
 ) -> Iterator[Finding]:
@@ -164,7 +148,7 @@ def _measured(
     told: set[str] = set()
     for place in range(min(GROUPS, len(trainer.train_dataset))):
         try:
-            groups.append(_generated(trainer, place))
+            groups.append(generated(trainer, place))
         except Exception as error:  # what generate() refuses, the first step would raise
             yield finding(
                 "generation",
@@ -183,57 +167,12 @@ def _measured(
                 table[name].append(rewards)
         if told or any(_differ(one[-1]) for one in table.values()):
             break
-    yield from _ending_findings(trainer, groups)
+    yield from ending_findings(trainer, groups)
     if not told and whole:
         yield from _equal_findings(trainer, groups, table, chat)
     for name, call in functions:
         if name not in told and (problem := _on_any_text(trainer, name, call, groups[0], chat)):
             yield problem
-
-
-def _generated(trainer: Trainer, place: int) -> Group:
-    """Return a group of completions of a row's prompt, made as the trainer makes them."""
-    row = trainer.train_dataset.with_format(None)[place]
-    prompt, tokenizer = row["prompt"], trainer.processing_class
-    if isinstance(prompt, list):
-        ids = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True,
-            chat_template=trainer.chat_template, **trainer.chat_template_kwargs,
-        )["input_ids"]  # fmt: skip
-    else:
-        ids = tokenizer(text=prompt)["input_ids"]
-    device = next(trainer.model.parameters()).device
-    given = torch.tensor([ids] * trainer.num_generations, device=device)
-    ends, begun = {*trainer.eos_token_ids}, time.perf_counter()
-    with no_trace(trainer), _other_numbers():
-        made = trainer.model.generate(
-            input_ids=given,
-            attention_mask=torch.ones_like(given),
-            generation_config=copy.deepcopy(trainer.generation_config),
-        )
-    seconds = time.perf_counter() - begun
-    cut, ended = [], 0
-    for one in made[:, given.shape[1] :].tolist():
-        end = next((n for n, token in enumerate(one) if token in ends), None)
-        ended += end is not None
-        cut.append(one if end is None else one[: end + 1])
-    texts = tokenizer.batch_decode(cut, skip_special_tokens=True)
-    return Group(row, [_as_completion(text, prompt) for text in texts], cut, ended, seconds)
-
-
-def _as_completion(text: str, prompt: Any) -> Any:
-    return [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
-
-
-@contextmanager
-def _other_numbers() -> Iterator[None]:
-    """Keep the random numbers of Python and NumPy, which reward functions may draw."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _called(
@@ -287,7 +226,7 @@ def _rewards(trainer: Trainer, call: Callable[..., Any], group: Group) -> list[f
     count = len(group.completions)
     rows = {name: [copy.deepcopy(group.row[name]) for _ in range(count)]
             for name in _columns(trainer)}  # fmt: skip
-    with _other_numbers(), torch.random.fork_rng(devices=[]):
+    with other_numbers(), torch.random.fork_rng(devices=[]):
         given = call(
             prompts=[copy.deepcopy(group.row["prompt"]) for _ in range(count)],
             completions=copy.deepcopy(group.completions),
@@ -306,7 +245,7 @@ def _on_any_text(
     """Return a finding if a function raises at a text that a model may well write."""
     for text in TEXTS:
         prompt = group.row["prompt"]
-        one = Group(group.row, [_as_completion(text, prompt)], [group.ids[0]], 1, 0.0)
+        one = Group(group.row, [as_completion(text, prompt)], [group.ids[0]], 1, 0.0)
         try:
             _rewards(trainer, call, one)
         except Exception as error:  # a function of the user's may raise anything
@@ -324,26 +263,6 @@ def _differ(rewards: list[float]) -> bool:
     return bool(known) and max(known) - min(known) > TOLERANCE
 
 
-def _ending_findings(trainer: Trainer, groups: list[Group]) -> Iterator[Finding]:
-    count = sum(len(group.ids) for group in groups)
-    if any(group.ended for group in groups):
-        return
-    masked = trainer.args.mask_truncated_completions
-    yield finding(
-        "never_ends",
-        f"None of {count} completions ends within max_completion_length="
-        f"{trainer.max_completion_length} ({_cost(groups)}): all are cut off. "
-        + (
-            "mask_truncated_completions=True leaves such out of the loss: nothing is learned."
-            if masked
-            else "The reward judges halves of answers, and none is rewarded for its end."
-        ),
-        "Raise max_completion_length; or train first with SFT, with the end-of-sequence token in "
-        "the rows.",
-        "error" if masked else "warning",
-    )
-
-
 def _equal_findings(
     trainer: Trainer, groups: list[Group], table: dict[str, list[list[float]]], chat: bool
 ) -> Iterator[Finding]:
@@ -357,7 +276,7 @@ def _equal_findings(
     hint = " Completions are lists of messages here, not text." if chat else ""
     yield finding(
         "equal_groups",
-        f"In {len(groups)} groups of {trainer.num_generations} completions ({_cost(groups)}) all "
+        f"In {len(groups)} groups of {trainer.num_generations} completions ({cost(groups)}) all "
         f"rewards of a group are equal: {said}. Their advantages are 0, so that there is no "
         "gradient." + (" The completions of a group are the same, too." if same else "") + hint,
         "Take prompts of which the model answers some rightly, a reward with steps between right "
@@ -370,11 +289,6 @@ def _equal_findings(
 def _values(rewards: list[float]) -> str:
     known = sorted({round(reward, 4) for reward in rewards if not math.isnan(reward)})
     return f"always {known[0]:g}" if len(known) == 1 else f"{known[0]:g} to {known[-1]:g}"
-
-
-def _cost(groups: list[Group]) -> str:
-    tokens = sum(len(ids) for group in groups for ids in group.ids)
-    return f"{tokens:,} tokens in {sum(group.seconds for group in groups):.1f} s"
 
 
 def _said(error: Exception) -> str:
