@@ -21,7 +21,9 @@ from trl.data_utils import extract_prompt
 from course_utils import data
 from course_utils.paths import DATA, POCKET_MODEL
 from preflight.dataset_check import check
-from preflight.dataset_check.pairs import shared_start
+from preflight.dataset_check.formats import recognise
+from preflight.dataset_check.pairs import PairFaults, pair_in, shared_start
+from preflight.dataset_check.rendering import Renderer
 from preflight.dataset_check.rules import RULES, rules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,6 +124,34 @@ def tokenised(folder: Path, rows: list[dict[str, Any]], tokenizer: Any, **option
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     ).train_dataset
+
+
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {}}}
+FORMS = {
+    "text": pair(" on the mat", " up"),
+    "text with its end": pair(" on the mat<|end|>", " up"),
+    "chat": pair([GOOD], [POOR], [ASK]),
+    "implicit": {"chosen": [ASK, GOOD], "rejected": [ASK, POOR]},
+    "implicit text": {"chosen": "Q: a? A: yes", "rejected": "Q: a? A: no"},
+    "tools": pair([GOOD], [POOR], [ASK], tools=json.dumps([TOOL])),
+    "settings": pair([GOOD], [POOR], [ASK], chat_template_kwargs={"tone": "kind"}),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_pair_is_rendered_as_dpo_trainer_does(name: str, tmp_path: Path) -> None:
+    """Token for token: the prompt, both answers, the end that is added, a row's tools."""
+    shown = "{{ tone }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+    shown += "<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    tokenizer = make_tokenizer(chat_template=shown)
+    row = FORMS[name]
+    made = tokenised(tmp_path, [row], tokenizer)[0]
+    looks = PairFaults(recognise([*row], [row]), Renderer(tokenizer, tokenizer, False), 1024, set())
+    one = pair_in(looks.form, row)
+    asked, chosen, rejected = looks._tokens(one, row, sure=True, start="")
+    assert chosen == made["prompt_ids"] + made["chosen_ids"]
+    assert rejected == made["prompt_ids"] + made["rejected_ids"]
+    assert asked == len(made["prompt_ids"])
 
 
 def test_equal_where_dpo_trainer_has_equal_tokens(tmp_path: Path) -> None:

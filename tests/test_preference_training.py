@@ -237,7 +237,7 @@ def test_pairs_of_a_reward_model(tmp_path: Path) -> None:
         lambda folder: grpo(folder, [size, lambda completions, **_: [1.0] * len(completions)]),
         lambda folder: grpo(folder, lambda completions, answer, **_: size(completions)),
         lambda folder: grpo(folder, size_of_messages, CHAT,
-                            num_generations=4, per_device_train_batch_size=8),
+                            num_generations=4, per_device_train_batch_size=8, temperature=2.0),
     ],
     ids=["all weights", "new adapter", "adapter of SFT", "two rewards", "a column", "messages"],
 )  # fmt: skip

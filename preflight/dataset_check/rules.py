@@ -233,7 +233,8 @@ WARNINGS = {
     "preference_data": (
         "Preference data: each row has a better answer and a worse one. SFT learns the one that is "
         "chosen, and never sees the other.",
-        "To learn from both, use TRL's DPOTrainer; for SFT, run the mapping.",
+        "To learn from both, use TRL's DPOTrainer; for SFT, run the mapping. As pairs alone: "
+        "check(..., trainer='dpo'), or --trainer dpo.",
     ),
     "unpaired_preference": (
         "Answers marked good (true) and bad (false). SFTTrainer ignores the mark, so that it would "

@@ -57,6 +57,7 @@ def generated(trainer: Trainer, place: int) -> Group:
     given = torch.tensor([ids] * trainer.num_generations, device=device)
     ends, begun = {*trainer.eos_token_ids}, time.perf_counter()
     with no_trace(trainer), other_numbers():
+        torch.rand(1_000 * place, device=device)  # each group has random numbers of its own
         made = trainer.model.generate(
             input_ids=given,
             attention_mask=torch.ones_like(given),
