@@ -164,6 +164,25 @@ def test_a_start_that_changes_the_base(start: str, tmp_path: Path) -> None:
     assert abs(first(trainer) - LN_2) > 1e-3
 
 
+@pytest.mark.parametrize("start", ["pissa", True])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_copy_that_changes_the_base(start: Any, fixed: bool, tmp_path: Path) -> None:
+    """The loss begins at ln 2, and yet the model is no longer the one that was given."""
+    config = LoraConfig(**LORA, init_lora_weights=start)
+    model, ids = get_peft_model(pocket(), config).eval(), torch.arange(5, 25)[None]
+    with torch.no_grad():
+        given = model(ids).logits
+    if fixed:
+        model.peft_config["default"].init_lora_weights = True
+    trainer = dpo(tmp_path, model)
+    with torch.no_grad():
+        change = float((model.eval()(ids).logits - given).abs().max())
+    damaged = start == "pissa" and not fixed
+    assert ("reference_copy" in found(trainer)) is damaged
+    assert (change > 0.1) is damaged and (change < 1e-3) is not damaged
+    assert first(trainer) == pytest.approx(LN_2, abs=2e-3)
+
+
 def test_equal_answers_by_their_tokens(tmp_path: Path) -> None:
     rows = {"prompt": ["a"] * 3, "chosen": [" b"] * 3, "rejected": [" c", " b", " b"]}
     assert found(dpo(tmp_path, rows=rows))["equal_answers"].rows == (1, 2)

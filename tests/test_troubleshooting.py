@@ -580,6 +580,19 @@ def _(folder: Path) -> None:
     assert abs(logged(kept)["loss"] - 0.693) < 0.001
 
 
+@provokes("silent-reference-copy")
+def _(folder: Path) -> None:
+    ids, changes = torch.arange(4, 12)[None], {}
+    for start in ("pissa", True):
+        config = LoraConfig(**LORA, init_lora_weights=start)
+        model = get_peft_model(pocket(dtype=torch.float32), config).eval()
+        with torch.no_grad():
+            before = model(ids).logits
+            dpo(folder, model=model)
+            changes[start] = float((model.eval()(ids).logits - before).abs().max())
+    assert changes[True] < 0.001 < 0.1 < changes["pissa"]
+
+
 @provokes("silent-dpo-dropout")
 def _(folder: Path) -> None:
     run = dpo(folder, peft_config=LoraConfig(**LORA, lora_dropout=0.1))

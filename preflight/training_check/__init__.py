@@ -23,6 +23,7 @@ from preflight.training_check.adapter_rules import rule_findings
 from preflight.training_check.adapters import (
     adalora_findings,
     checkpointing_findings,
+    copied_findings,
     quantization_findings,
     rank_findings,
     switched_off_findings,
@@ -111,6 +112,7 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
             *adalora_findings(trainer, config),
             *rule_findings(config, model),
             *switched_off_findings(trainer, config),
+            *copied_findings(trainer, config),
             *merge_findings(model),
             *new_part_findings(model),
         ]
