@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,11 @@ def test_a_text_that_comes_sooner_or_later(tmp_path: Path) -> None:
     def brittle(completions: list[str], **kwargs: Any) -> list[float]:
         return [float(len(one)) / len(one) + len(one) for one in completions]
 
+    def comparing(completions: list[str], **kwargs: Any) -> list[float]:
+        middle = statistics.quantiles(map(len, completions))[1]  # of two or more
+        return [len(one) - middle for one in completions]
+
+    assert {*found(grpo(tmp_path, comparing))} <= {"never_ends"}
     one = found(grpo(tmp_path, brittle))["reward_raises"]
     assert "''" in one.what and "ZeroDivisionError" in one.what
 

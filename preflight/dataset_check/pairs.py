@@ -31,6 +31,7 @@ ENOUGH = 20  # pairs, below which nothing is said of all of them together
 ALMOST = 0.9
 LONGER = 1.5  # times the characters of the other side, in the mean: a word more is no bias
 NEARLY = 0.95
+COUNTED = 10_000  # the first pairs, of which the same texts are counted
 # Markup that an answer may begin with.
 SIGNS: dict[str, Callable[[str], bool]] = {
     "is JSON": lambda text: text[:1] in "{[" and _is_json(text),
@@ -225,7 +226,8 @@ class PairFaults:
         self.longer += 0.5 * (sizes[0] >= sizes[1]) + 0.5 * (sizes[0] > sizes[1])
         for side, text in enumerate((chosen, rejected)):
             self.letters[side] += sizes[side]
-            self.texts[side][_digest(text)] += 1
+            if self.count <= COUNTED:
+                self.texts[side][_digest(text)] += 1
         chosen, rejected = chosen.strip(), rejected.strip()
         for name, has in SIGNS.items():
             sign = has(chosen), has(rejected)
@@ -245,9 +247,9 @@ class PairFaults:
                 f"characters chosen, {means[1]:.0f} rejected in the mean"
             ))  # fmt: skip
         for side, texts in zip(("chosen", "rejected"), self.texts, strict=True):
-            most = max(texts.values())
-            if most >= self.count / 2:
-                found.add("same_answer", example=f"{side}: {most:,} of {self.count:,} are one text")
+            most, counted = max(texts.values()), min(self.count, COUNTED)
+            if most >= counted / 2:
+                found.add("same_answer", example=f"{side}: {most:,} of {counted:,} are one text")
                 return  # that it has another form is no news then
         for (name, better), count in self.signs.most_common(1):
             if count >= NEARLY * self.count:

@@ -244,8 +244,9 @@ def _on_any_text(
 ) -> Finding | None:
     """Return a finding if a function raises at a text that a model may well write."""
     for text in TEXTS:
-        prompt = group.row["prompt"]
-        one = Group(group.row, [as_completion(text, prompt)], [group.ids[0]], 1, 0.0)
+        # One of a group, since a function may compare the completions of a batch.
+        texts = [as_completion(text, group.row["prompt"]), *group.completions[1:]]
+        one = Group(group.row, texts, group.ids, group.ended, group.seconds)
         try:
             _rewards(trainer, call, one)
         except Exception as error:  # a function of the user's may raise anything
