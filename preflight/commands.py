@@ -30,6 +30,7 @@ def check(options: argparse.Namespace) -> int:
         tokenizer=None if options.tokenizer is None else _tokenizer(options.tokenizer),
         max_length=options.max_length,
         eval_dataset=options.eval,
+        trainer=options.trainer,
         assistant_only_loss=options.assistant_only_loss,
         every_row=options.every_row,
     )
@@ -241,6 +242,10 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--tokenizer", help="a model's folder or hub name, to check lengths too")
     command.add_argument("--max-length", type=int, default=1024, help="in tokens (default: 1024)")
     command.add_argument("--eval", help="a second dataset that must not overlap with the first")
+    command.add_argument(
+        "--trainer",
+        help="sft, dpo or grpo (default: sft, and of pairs of answers both sft and dpo)",
+    )
     command.add_argument(
         "--assistant-only-loss", action="store_true", help="as your SFTConfig has it"
     )
