@@ -23,6 +23,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from course_utils import hardware
 from course_utils.compare.experiments import Experiment
 from course_utils.compare.rows import load_rows
+from course_utils.compare.trainers import reward_files
 from course_utils.compare.worker import model_path
 from course_utils.configs import load_config
 from course_utils.display import text_table
@@ -78,7 +79,7 @@ def environment() -> dict[str, Any]:
     """Return on what a run is made: the device, and the versions of the libraries."""
     machine = hardware.detect()
     threads = torch.get_num_threads()
-    # An Apple GPU stays idle: without CUDA a run is on the CPU (`worker.sft_config`).
+    # An Apple GPU stays idle: without CUDA a run is on the CPU (`trainers.config_of`).
     on_cpu = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
     return {
         "device": machine.name if machine.device == "cuda" else on_cpu,
@@ -104,9 +105,10 @@ class Sources:
             FileNotFoundError, ValueError: as `load_rows` and `Rows.cut`.
         """
         rows = (experiment.train_rows, experiment.validation_rows, experiment.test_rows)
-        chosen = (experiment.data, *rows)
+        chosen = (experiment.data, experiment.pairs, experiment.trainer, *rows)
         if chosen not in self._data:
-            self._data[chosen] = self.rows(experiment.data).cut(experiment).fingerprint()
+            found = self.rows(experiment.data).with_pairs(experiment).cut(experiment)
+            self._data[chosen] = found.fingerprint()
         return self._data[chosen]
 
 
@@ -142,10 +144,19 @@ def jobs(experiments: Iterable[Experiment], sources: Sources) -> Iterator[Job]:
             "experiment": described,
             "data": sources.data(experiment),
             "model": sources.model(model_path(experiment)),
+            **_also(experiment, sources),
             **here,
         }
         for seed in experiment.seeds:
             yield Job(experiment, seed, key({**identity, "seed": seed}), identity)
+
+
+def _also(experiment: Experiment, sources: Sources) -> dict[str, str]:
+    """Return the hashes of what only some experiments have: an adapter, rewards of their own."""
+    also = {"adapter": sources.model(experiment.adapter)} if experiment.adapter else {}
+    for name, file in reward_files(experiment.rewards).items():
+        also[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return also
 
 
 def usable(path: Path, wanted: str | None = None) -> dict[str, Any] | None:
