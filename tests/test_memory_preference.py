@@ -33,7 +33,7 @@ SIZES = {
     "num_key_value_heads": 2, "vocab_size": 3072, "max_position_embeddings": 512,
 }  # fmt: skip
 MODELS = {
-    "pocket": lambda: AutoConfig.from_pretrained(POCKET_MODEL),
+    "pocket": lambda: AutoConfig.from_pretrained(POCKET_MODEL, use_cache=True),
     "llama": lambda: LlamaConfig(**SIZES, num_hidden_layers=7),
     "qwen3": lambda: Qwen3Config(
         **SIZES, num_hidden_layers=3, head_dim=32, tie_word_embeddings=True
@@ -115,11 +115,14 @@ def grpo(
         model,
         reward_funcs=lambda completion_ids, **_: [float(len(set(ids))) for ids in completion_ids],
         args=GRPOConfig(
-            **arguments(folder, 4, plan), num_generations=4, max_completion_length=completion,
+            **arguments(folder, 4, plan), num_generations=2, max_completion_length=completion,
             beta=0.04 if plan.get("reference") else 0.0,
             generation_kwargs={"min_new_tokens": completion},
         ),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts * 4]),
+        # Each step asks all prompts, so that their lengths differ.
+        train_dataset=Dataset.from_list(
+            [{"prompt": one} for one in prompts * plan.get("gradient_accumulation_steps", 1)]
+        ),
         processing_class=TOKENIZER,
         peft_config=default_adapter(config, 8) if method == "lora" else None,
     )  # fmt: skip
@@ -153,8 +156,11 @@ def test_predicted_equals_measured(
     0.1%, in any phase by 1%, and there are the same phases."""
     config, plan = MODELS[name](), PRECISE | options
     run, batch = {"dpo": (dpo, 2), "grpo": (grpo, 4)}[trainer]
+    original = length
     real, length = run(tmp_path, config, method, length, plan)
-    more = {"completion_length": length // 2, "num_generations": 4} if trainer == "grpo" else {}
+    more = {}
+    if trainer == "grpo":
+        more = {"completion_length": original // 2, "num_generations": 2}
     guess = predict(
         config, method, trainer=trainer, batch_size=batch, length=length, padding=True,
         device="cpu", peft_config=default_adapter(config, 8) if method == "lora" else None,

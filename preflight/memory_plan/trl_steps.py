@@ -211,11 +211,11 @@ def _generate(model: nn.Module, args: Any, options: StepOptions, meter: MemoryMe
         max_new_tokens=args.max_completion_length, do_sample=True, pad_token_id=PAD,
         bos_token_id=PAD, eos_token_id=PAD, temperature=args.temperature, top_p=args.top_p,
         top_k=args.top_k, min_p=args.min_p, repetition_penalty=args.repetition_penalty,
-        disable_compile=True,
+        use_cache=True, disable_compile=True,
     )  # fmt: skip
     caches: list[Any] = []
     hook = unwrapped(model).register_forward_hook(
-        lambda _, inputs, output: caches.append(getattr(output, "past_key_values", None))
+        lambda _, inputs, output: caches.append(getattr(output, "cache", None))
     )
 
     def write(upto: int, **cache: Any) -> None:
@@ -239,7 +239,7 @@ def _generate(model: nn.Module, args: Any, options: StepOptions, meter: MemoryMe
     if more > 0 and cache is not None:
         meter.allocations.start_region(("generate 2", "before"))
         _grow(cache, more, meter)
-        write(length - 1, past_key_values=cache)
+        write(length - 1, cache=cache)
     del cache
     meter.allocations.start_region(("generate 3", "before"))
 
