@@ -24,7 +24,7 @@ from course_utils import hardware
 from course_utils.compare.experiments import Experiment
 from course_utils.compare.rows import load_rows
 from course_utils.compare.trainers import reward_files
-from course_utils.compare.worker import model_path
+from course_utils.compare.worker import CURVES, model_path
 from course_utils.configs import load_config
 from course_utils.display import text_table
 
@@ -259,17 +259,18 @@ def reasons(output_dir: str | Path, names: Collection[str]) -> list[str]:
 def curves(
     output_dir: str | Path, kind: str = "loss", keys: Collection[str] | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Return the curves of each experiment: losses in nats per token, indexed by step.
+    """Return the curves of each experiment, indexed by step; losses of SFT in nats per token.
 
-    A column is a seed. `kind` is "loss", the training's, or "validation_loss". Experiments are
-    named as the rows of `table` are.
+    A column is a seed. `kind` is "loss", the training's, "validation_loss", "reward" (the mean of
+    GRPO's completions) or "margin" (of DPO's rewards, chosen over rejected). Experiments are named
+    as the rows of `table` are.
 
     Raises:
         ValueError: if there is no such kind.
         FileNotFoundError: if there are no results.
     """
-    if kind not in ("loss", "validation_loss"):
-        raise ValueError(f"kind={kind!r}. Allowed are 'loss' and 'validation_loss'.")
+    if kind not in CURVES:
+        raise ValueError(f"kind={kind!r}. Allowed are {', '.join(CURVES)}. Choose one.")
     lines = {
         label: {f"seed {r['seed']}": pd.Series(dict(r[kind])) for r in results if r.get(kind)}
         for label, results in _labelled(load(output_dir, keys)).items()

@@ -42,7 +42,8 @@ class Rows:
     @property
     def columns(self) -> list[str]:
         """The columns of the rows that it is tested on, and trained on by SFT."""
-        return ["text"] if "text" in self.test.column_names else ["prompt", "completion"]
+        part = self.test if "rejected" in self.train.column_names else self.train
+        return ["text"] if "text" in part.column_names else ["prompt", "completion"]
 
     def with_pairs(self, experiment: Experiment) -> Rows:
         """Return the same with an experiment's pairs to train on, of which SFT takes the chosen.

@@ -48,6 +48,11 @@ from course_utils.paths import located
 from course_utils.tokenizer_setup import PLAIN_TEMPLATE, with_pad_token
 
 OWN_DATA_LENGTH = 1024  # tokens of a row of the reader's own data, unless the experiment says more
+# Curves of a result, by the names that trainers log them under.
+CURVES = {
+    "loss": "loss", "validation_loss": "eval_loss", "reward": "reward", "margin": "rewards/margins",
+}  # fmt: skip
+OF_ONE_TRAINER = ("reward", "margin")  # GRPO's, and DPO's
 MEMORY_STEP = 2  # the first in which the optimizer has its state
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -196,8 +201,10 @@ def _model_and_tokenizer(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
 def _put_curves(trainer: Trainer, record: dict[str, Any]) -> None:
     """Put what a trainer has logged so far into the record: losses by step, and its evaluations."""
     log = trainer.state.log_history
-    for name, curve in (("loss", "loss"), ("eval_loss", "validation_loss")):
-        record[curve] = [[entry["step"], entry[name]] for entry in log if name in entry]
+    for curve, name in CURVES.items():
+        points = [[entry["step"], entry[name]] for entry in log if name in entry]
+        if points or curve not in OF_ONE_TRAINER:
+            record[curve] = points
     record["evaluation_seconds"] = round(sum(entry.get("eval_runtime", 0.0) for entry in log), 3)
 
 
