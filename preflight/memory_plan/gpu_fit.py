@@ -30,7 +30,8 @@ TRAINER_NOTES = {
     ),
     "grpo": (
         "GRPO: the batch counts completions, the length prompt and completion together. All "
-        "completions of a step are written at once, by generate and not by vLLM."
+        "completions of a step are written at once, by generate and not by vLLM; its cache of keys "
+        "and values counts among the temporaries."
     ),
 }
 
