@@ -83,6 +83,9 @@ data-model: $(READY)  ## Pretrain both pocket models again (two to two and a hal
 	@$(BIN)/python data/build/pretrain.py
 	@$(BIN)/python data/build/pretrain.py --model t5
 
+data-preferences: $(READY)  ## Let the tuned pocket model answer new messages, for the pairs of lesson 11a (six minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python data/build/make_preferences.py
+
 data-report: $(READY)  ## Measure the pocket model before and after fine-tuning
 	@$(BIN)/python data/build/report.py
 

@@ -32,6 +32,7 @@ DATASETS = {
     "qa": SPLITS,
     "summaries": SPLITS,
     "heldout": ("validation",),
+    "preferences": ("train", "validation"),
     "bad": ("train", "validation"),
 }
 # bad.jsonl is the training split of "bad": the file that a learner would be handed.

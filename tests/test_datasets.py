@@ -16,6 +16,7 @@ from course_utils.paths import DATA
 BUILD = DATA / "build"
 import corpus  # noqa: E402
 import forms  # noqa: E402
+import make_preferences  # noqa: E402
 import world  # noqa: E402
 
 SPLITS = ("train", "validation", "test")
@@ -167,3 +168,36 @@ def test_heldout_documents_were_not_trained_on(trained_documents: list[str]) -> 
     repeated = [text for text in heldout if text in trained]
     assert all(text.startswith("<|") for text in repeated), repeated[:3]
     assert len(repeated) < len(heldout) / 20
+
+
+def test_preferences_say_what_is_right() -> None:
+    """A pair whose labels are wrong teaches the wrong thing, and no trainer can tell."""
+    for split, questions in make_preferences.make_questions().items():
+        right = {question.text: question.right for question in questions}
+        pairs = read(f"preferences/{split}.jsonl")
+        assert len(pairs) > 0.9 * len(questions)
+        for pair in pairs:
+            (asked,), (chosen,), (rejected,) = (pair[k] for k in ("prompt", "chosen", "rejected"))
+            assert [m["role"] for m in (asked, chosen, rejected)] == ["user", *["assistant"] * 2]
+            truth = right.pop(asked["content"])  # a message that is there twice raises
+            assert chosen["content"] == truth != rejected["content"]
+            assert (pair["found"] == "never") <= (pair["share_right"] == 0), pair
+            assert (pair["found"] == "sampled") <= (pair["share_right"] > 0), pair
+
+
+def test_preferences_are_apart_from_the_tickets(tickets: dict[str, list[dict]]) -> None:
+    """What a preference training saw of the test would be no preference but a leak."""
+    rows = [row for split in ("train", "validation") for row in read(f"preferences/{split}.jsonl")]
+    texts = [row["prompt"][0]["content"] for row in rows]
+    records = [json.loads(row["chosen"][0]["content"]) for row in rows]
+    others = [json.loads(row["completion"]) for split in SPLITS for row in tickets[split]]
+    assert len(set(texts)) == len(texts)
+    for field in ("name", "item", "colour", "city"):
+        assert not {r[field] for r in records} & {r[field] for r in others}, field
+    news = [make_preferences.PROBLEM_FORMS, make_preferences.MOOD_FORMS]
+    olds = [forms.PROBLEM_FORMS, forms.MOOD_FORMS]
+    for new, old in zip(news, olds, strict=True):
+        known = {sentence for sentences in old.values() for sentence in sentences}
+        kept = [s for sentences in old.values() for s in forms.seen_and_unseen(sentences)[1]]
+        assert not known & {sentence for sentences in new.values() for sentence in sentences}
+        assert not [s for s in kept if any(s in text for text in texts)]
