@@ -27,7 +27,7 @@ CONVERTER = Path(sys.prefix) / "share" / "llama.cpp"
 SCRIPTS = MODEL, ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 KINDS = ("Q8_0", "Q4_K_M")
 INSTALL = (
-    "`make test` installs both; or: pip install -r requirements-ship.txt -c constraints.txt, then "
+    "`make ship` fetches both; or: pip install -r requirements-ship.txt -c constraints.txt, then "
     "python scripts/llama_converter.py"
 )
 # Runs a converter; the name of a pre-tokenizer that is given takes the place of its own guess.
@@ -60,14 +60,14 @@ def convert(
     path = Path(folder)
     if (path / "adapter_config.json").is_file():
         raise FileNotFoundError(
-            f"'{path}' is an adapter, not a model. Allowed is a folder with a whole model. Merge it "
-            "first (merge_and_unload, then save_pretrained), or use convert_adapter."
+            f"'{path}' is an adapter, not a model. Allowed is a folder with a whole model. Merge "
+            "it first (merge_and_unload, then save_pretrained), or use convert_adapter."
         )
     _require_model(path)
     if not [*path.glob("*.safetensors")]:
         raise FileNotFoundError(
-            f"'{path}' has no weights in safetensors. Allowed is what model.save_pretrained(folder) "
-            "writes; pickles are not opened. Save the model again."
+            f"'{path}' has no weights in safetensors. Allowed is what model.save_pretrained("
+            "folder) writes; pickles are not opened. Save the model again."
         )
     options = ["--outtype", outtype]
     return _run(MODEL, pre or "", Path(file), [*options, str(path.resolve())])
@@ -99,16 +99,17 @@ def _require_model(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"'{path}' has no config.json. Allowed is a folder with a whole model, as "
-            "model.save_pretrained(folder) and tokenizer.save_pretrained(folder) write it. Check the "
-            "path; a model of the hub download first."
+            "model.save_pretrained(folder) and tokenizer.save_pretrained(folder) write it. Check "
+            "the path; a model of the hub download first."
         )
     for name in ("config.json", "tokenizer_config.json"):
         file = path / name
         if file.is_file() and "auto_map" in json.loads(file.read_text(encoding="utf-8")):
             raise ValueError(
                 f"'{file}' has an auto_map: the folder brings code of its own, and the converter "
-                "would run it (it loads some tokenizers with trust_remote_code). Allowed is a model "
-                "that transformers knows. Read that code, and convert it elsewhere if you trust it."
+                "would run it (it loads some tokenizers with trust_remote_code). Allowed is a "
+                "model that transformers knows. Read that code, and convert it elsewhere if you "
+                "trust it."
             )
 
 
@@ -130,7 +131,7 @@ def _run(script: str, pre: str, file: Path, options: list[str]) -> Path:
             if "pre-tokenizer was not recognized" in done.stderr:
                 hint = (
                     "It knows pre-tokenizers by what they make of one text, and this one is new to "
-                    "it. Name one of llama.cpp's that gives the same ids, with pre=..., and compare."
+                    "it. Name one of llama.cpp's that gives the same ids, with pre=, and compare."
                 )
             raise RuntimeError(f"{script} wrote nothing: {' '.join(lines[-2:])[-600:]} {hint}")
     return file
@@ -160,11 +161,11 @@ def quantize(source: str | Path, file: str | Path, kind: str = "Q4_K_M") -> Path
     """Write a GGUF file again with fewer bits, and return its path.
 
     `kind` is "Q8_0" or "Q4_K_M". Which tensor gets which type is llama.cpp's rule for dense models
-    (src/llama-quant.cpp); the rounding is done by the engine's own ggml_quantize_chunk (ggml.h). The
-    tensors are, bit for bit, those of llama.cpp's program llama-quantize (a test has its hash).
+    (src/llama-quant.cpp); the rounding is done by the engine's own ggml_quantize_chunk (ggml.h).
+    The tensors are, bit for bit, those of llama.cpp's program llama-quantize (a test has its hash).
 
     Raises:
-        FileNotFoundError, ValueError: as `read`; if the kind is another, or the source is quantized.
+        FileNotFoundError, ValueError: as `read`; if the kind is another, or the source quantized.
         RuntimeError: if the engine is missing, or does not show that function.
     """
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType

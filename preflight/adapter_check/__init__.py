@@ -5,8 +5,8 @@
 >>> as_plain_lora("runs/adapter", "runs/plain")  # the same, scaled alike by every engine
 
 It reads the config and the header of the weights, in safetensors; it opens no pickle, loads no
-weight and changes nothing (`as_plain_lora` writes another folder). What a loaded model answers, only
-a comparison says: lesson 09.
+weight and changes nothing (`as_plain_lora` writes another folder). What a loaded model answers,
+only a comparison says: lesson 09.
 
 Used by lessons: 09, 12.
 """

@@ -158,8 +158,8 @@ def _rslora(folder: AdapterFolder) -> str:
         return ""
     factor = sqrt(folder.rank)
     return (
-        f"rsLoRA: it scales by alpha / r, {factor:.1f} times too little; as_plain_lora puts that into "
-        f"the matrices (or, with one rank, --lora-scaled FILE:{factor:.4g} makes up for it)"
+        f"rsLoRA: it scales by alpha / r, {factor:.1f} times too little; as_plain_lora puts that "
+        f"into the matrices (or, with one rank, --lora-scaled FILE:{factor:.4g} makes up for it)"
     )
 
 

@@ -27,8 +27,8 @@ def as_plain_lora(folder: str | Path, output: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: as `check_adapter`.
-        ValueError: as `check_adapter`; if llama.cpp would refuse the adapter all the same, or answer
-            as another model; or if the output is the folder itself.
+        ValueError: as `check_adapter`; if llama.cpp would refuse the adapter all the same, or
+            answer as another model; or if the output is the folder itself.
     """
     adapter, target = read_folder(folder), Path(output)
     if target.resolve() == adapter.path.resolve():
@@ -39,8 +39,8 @@ def as_plain_lora(folder: str | Path, output: str | Path) -> Path:
     if verdict.effect != "takes":
         raise ValueError(
             f"'{adapter.path}' cannot be plain LoRA for {verdict}. Allowed are LoRA's two matrices "
-            "alone, with any alpha and rank. Merge it into its base instead (merge_and_unload), and "
-            "convert the merged model."
+            "alone, with any alpha and rank. Merge it into its base instead (merge_and_unload), "
+            "and convert the merged model."
         )
     _write(adapter, config, target)
     return target
@@ -61,7 +61,7 @@ def _write(adapter: AdapterFolder, config: dict[str, Any], target: Path) -> None
 
 
 def _scale(config: dict[str, Any], module: str) -> float:
-    """Return what peft multiplies a module's A and B by; peft/tuners/lora/layer.py: update_layer."""
+    """Return what peft multiplies A and B of a module by: update_layer, tuners/lora/layer.py."""
     rank = _own(config.get("rank_pattern"), module, config["r"])
     alpha = _own(config.get("alpha_pattern"), module, config["lora_alpha"])
     return alpha / (sqrt(rank) if config.get("use_rslora") else rank)
