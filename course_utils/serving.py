@@ -87,7 +87,10 @@ def serve_gguf(
     """
     for one in (file, *adapters):
         if not Path(one).is_file():
-            raise FileNotFoundError(f"There is no file '{one}'. Convert a model or adapter first.")
+            raise FileNotFoundError(
+                f"There is no file '{one}'. Allowed is a GGUF file, as gguf_files writes it. Convert "
+                "a model or adapter first."
+            )
     if port is not None:
         _require_free(port)
     options = ["--context", str(context), "--threads", str(threads), *["--exact"] * exact]
