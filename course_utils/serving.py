@@ -88,8 +88,8 @@ def serve_gguf(
     for one in (file, *adapters):
         if not Path(one).is_file():
             raise FileNotFoundError(
-                f"There is no file '{one}'. Allowed is a GGUF file, as gguf_files writes it. Convert "
-                "a model or adapter first."
+                f"There is no file '{one}'. Allowed is a GGUF file, as gguf_files writes it. "
+                "Convert a model or adapter first."
             )
     if port is not None:
         _require_free(port)
