@@ -26,6 +26,7 @@ from test_shipping import answers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from course_utils import gguf_files, recorded
+from course_utils.__main__ import main
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
 from course_utils.serving import HOST, free_port, serve_gguf
 from preflight.adapter_check import as_plain_lora, check_adapter
@@ -242,6 +243,14 @@ def test_a_scale_in_the_matrices_is_the_same_model(settings, tmp_path: Path) -> 
     gap = (logits(plain) - logits(tmp_path / "adapter")).abs().max()
     assert gap < 1e-4
     assert all(one.effect == "takes" for one in check_adapter(plain).served[:2])
+
+
+def test_the_command_writes_and_checks_it(tmp_path: Path, capsys) -> None:
+    adapter = saved(tmp_path / "adapter", use_rslora=True)
+    assert main(["adapter", str(adapter), "--plain", str(tmp_path / "plain")]) == 0
+    printed = capsys.readouterr().out
+    assert "llama.cpp" in printed and "rsLoRA" not in printed
+    assert (tmp_path / "plain" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
