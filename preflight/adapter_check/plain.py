@@ -1,6 +1,6 @@
 """An adapter written again as plain LoRA, so that every engine scales it as peft does.
 
-Used by lessons: 12.
+Used by lessons: 09, 12.
 """
 
 from __future__ import annotations
