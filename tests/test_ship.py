@@ -259,7 +259,7 @@ def test_the_command_writes_and_checks_it(tmp_path: Path, capsys) -> None:
         ({"use_dora": True}, "lora_magnitude_vector"),
         ({"modules_to_save": ["norm"]}, "trained norms"),
         ({"trainable_token_indices": [1]}, "trainable_tokens_delta"),
-        ({"target_modules": ["embed_tokens"]}, "LoRA on embeddings"),
+        ({"target_modules": ["embed_tokens"]}, "LoRA on the embedding"),
         ({"init_lora_weights": "pissa"}, "changes the base"),
     ],
     ids=str,

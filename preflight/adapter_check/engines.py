@@ -168,8 +168,11 @@ def _norms(folder: AdapterFolder) -> str:
     return f"it skips the {count} trained norms when it loads them" if count else ""
 
 
-def _embedding(folder: AdapterFolder) -> str:
-    return "LoRA on embeddings, which ends it" if folder.has("lora_embedding_") else ""
+def _of_tied(folder: AdapterFolder) -> str:
+    """Return what llama.cpp takes on untied embeddings alone; with tied ones it ends."""
+    parts = {"lora_embedding_": "the embedding", "lm_head.lora_": "the output layer"}
+    names = [text for part, text in parts.items() if folder.has(part)]
+    return f"LoRA on {' and '.join(names)}; where both are tied, it ends" if names else ""
 
 
 def _unusual(folder: AdapterFolder) -> str:
@@ -211,11 +214,11 @@ FACTS = (
     Fact(LLAMA, "refuses", _missing_fields, CONVERT),
     Fact(LLAMA, "refuses", _unread(LLAMA_READS), CONVERT),
     Fact(LLAMA, "refuses", _setting("layer_replication"), "src/llama-adapter.cpp"),
-    Fact(LLAMA, "refuses", _embedding, "measured with xllamacpp 2026.10.11549"),
     Fact(LLAMA, "changes", _rslora, APPLY),
     Fact(LLAMA, "changes", _setting("alpha_pattern", ONE_ALPHA), APPLY),
     Fact(LLAMA, "changes", _start, CONVERT),
     Fact(LLAMA, "changes", _norms, "src/llama-adapter.cpp"),
+    Fact(LLAMA, "not known", _of_tied, "measured with xllamacpp 2026.10.11549"),
     Fact(LLAMA, "not known", _unusual, "not tried"),
     Fact(VLLM, "not known", _unusual, "not tried"),
     Fact(TRANSFORMERS, "refuses", _not_injected, INJECT),
