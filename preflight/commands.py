@@ -226,9 +226,10 @@ def _show(report: FindingsReport, as_json: bool) -> int:
 def adapter(options: argparse.Namespace) -> int:
     """Print whether an adapter's folder will be the model that was trained; return 1 if not."""
     with _quick_imports():
-        from preflight.adapter_check import check_adapter
+        from preflight.adapter_check import as_plain_lora, check_adapter
 
-        report = check_adapter(options.folder, options.base)
+        folder = as_plain_lora(options.folder, options.plain) if options.plain else options.folder
+        report = check_adapter(folder, options.base)
     return _show(report, options.json)
 
 
@@ -386,6 +387,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--base",
         help="its base: a shipped name, a config.json, a folder or a hub name",
+    )
+    command.add_argument(
+        "--plain", help="first write it to this folder as plain LoRA, scaled alike by every engine"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=adapter)

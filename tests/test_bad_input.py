@@ -38,11 +38,13 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from course_utils import data, hardware, models, quantization
+from course_utils import data, gguf_files, hardware, models, quantization
 from course_utils.__main__ import main
 from course_utils.divergence import StopOnDivergence
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
+from course_utils.serving import serve_gguf
 from preflight import dataset_check, lora_targets
+from preflight.adapter_check import as_plain_lora
 from preflight.dataset_check.rules import RULES
 from preflight.training_check import check_resume, check_settings, check_trainer
 
@@ -79,6 +81,7 @@ def names() -> dict[str, Any]:
     """Return what the code of a case may use; what its setup sets takes the place of these."""
     return {
         "data": data, "dataset_check": dataset_check, "lora_targets": lora_targets,
+        "gguf_files": gguf_files, "serve_gguf": serve_gguf, "as_plain_lora": as_plain_lora,
         "quantization": quantization, "torch": torch, "json": json, "Path": Path,
         "Dataset": Dataset, "load_dataset": load_dataset,
         "LoraConfig": LoraConfig, "AdaLoraConfig": AdaLoraConfig, "SFTConfig": sft_config,
