@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import sys
+from datetime import timedelta
 
 from accelerate import Accelerator, PartialState
 
@@ -20,11 +21,13 @@ parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 parser.add_argument("--processes", type=int, help="how many there have to be")
 parser.add_argument("--resume", action="store_true", help="go on where a run before this stopped")
 parser.add_argument("--output_dir")
+parser.add_argument("--ddp_timeout", type=int, default=1800, help="seconds to wait for others")
 options, rest = parser.parse_known_args()
 if options.output_dir:
     rest += ["--output_dir", options.output_dir]
 cpu = "--use_cpu" in rest
-state = PartialState(cpu=cpu)
+# The one who makes the process group sets its timeout: SFTConfig's would come too late.
+state = PartialState(cpu=cpu, timeout=timedelta(seconds=options.ddp_timeout))
 sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 if "--config" not in rest:
     kind = Accelerator(cpu=cpu).distributed_type.value
