@@ -19,7 +19,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BOOK_READY := $(VENV)/.book-ready
 TEST_READY := $(VENV)/.test-ready
-RAY_READY := $(VENV)/.ray-ready
 
 # Everything but a model named in COURSE_MODEL is in the repository, so nothing is asked of the hub.
 ifndef COURSE_MODEL
@@ -29,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test maintenance test-long lab lint book bench bench-gpu ray real data data-model data-report slides workshop publish-as
+.PHONY: help run test maintenance test-long lab lint book bench bench-gpu real data data-model data-report slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -73,9 +72,6 @@ bench-gpu: $(READY)  ## Measure memory and speed on this machine's GPU; results 
 	-@$(BIN)/python benchmarks/gpu_memory.py headline
 	@$(BIN)/python benchmarks/gpu_memory.py compare
 	@$(BIN)/python benchmarks/gpu_speed.py
-
-ray: $(RAY_READY)  ## Install Ray and measure it next to torchrun, three minutes; results in build/ray_train.json
-	@$(BIN)/python benchmarks/ray_train.py --out build/ray_train.json
 
 real: $(READY)  ## Fetch SmolLM2-135M-Instruct once; COURSE_MODEL=smollm2 then names it everywhere
 	@HF_HUB_OFFLINE=0 $(BIN)/python scripts/real_model.py
@@ -121,8 +117,3 @@ $(BOOK_READY): $(READY) book/requirements.txt
 $(TEST_READY): $(BOOK_READY) tests/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt $(CONSTRAINTS)
 	@touch $(TEST_READY)
-
-# Only the last section of notebooks/deeper/10_many_processes.ipynb needs it, and shows a record else.
-$(RAY_READY): $(READY) requirements-ray.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt $(CONSTRAINTS)
-	@touch $(RAY_READY)

@@ -1,6 +1,6 @@
 """Which checkpoint of a training is whole, and how many processes wrote it.
 
-Used by lessons: 10.
+Used by lessons: 04, 05a, 06.
 """
 
 from __future__ import annotations
