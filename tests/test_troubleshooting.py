@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import re
 import shutil
 import sys
@@ -51,7 +52,7 @@ from transformers import (
     Phi3ForCausalLM,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TRLCollator
 
 from course_utils import hardware
@@ -117,8 +118,8 @@ def four_bit() -> Any:
     return pocket(quantization_config=BitsAndBytesConfig(load_in_4bit=True))
 
 
-def adapted(model: Any = None) -> Any:
-    return get_peft_model(model or pocket(), LoraConfig(**LORA))
+def adapted(model: Any = None, config: LoraConfig | None = None) -> Any:
+    return get_peft_model(model or pocket(), config or LoraConfig(**LORA))
 
 
 def prefix_tuning() -> PrefixTuningConfig:
@@ -136,6 +137,15 @@ def trainer(folder: Path, rows: Any = TEXTS, **options: Any) -> SFTTrainer:
     own |= {name: options.pop(name) for name in names if name in options}
     settings = CALM | {"max_steps": 1, "per_device_train_batch_size": 2} | options
     return SFTTrainer(args=SFTConfig(output_dir=str(folder), **settings), train_dataset=rows, **own)
+
+
+def preferences(folder: Path, model: Any, **options: Any) -> DPOTrainer:
+    """Return a DPO trainer on one pair."""
+    pair = rows(prompt=["the cat"], chosen=[" sat on the mat"], rejected=[" sat on me"])
+    return DPOTrainer(
+        model, args=DPOConfig(output_dir=str(folder), gradient_checkpointing=False, **CALM),
+        train_dataset=pair, eval_dataset=pair, processing_class=new_tokenizer(), **options,
+    )  # fmt: skip
 
 
 def seen(*kinds: str) -> list[str]:
@@ -304,6 +314,11 @@ PROVOKE |= {
 
 
 # --- what takes more ---------------------------------------------------------------------------
+
+
+@provokes("dpo-adapter-name")
+def _(folder: Path) -> None:
+    preferences(folder, get_peft_model(pocket(), LoraConfig(**LORA), adapter_name="tuned"))
 
 
 @provokes("image-processor")
@@ -709,6 +724,28 @@ def _(folder: Path) -> None:
         found = adapter_types.measure(kind)
         assert not found["batched"]["holds"] and not found["cached"]["holds"]
         assert found["course"] == "in batches"
+
+
+@provokes("silent-dpo-pissa")
+def _(folder: Path) -> None:
+    text = new_tokenizer()("the cat sat on the mat", return_tensors="pt")
+    for start, least, most in (("pissa", 0.1, 100), ("olora", 0.1, 100), (True, -1, 1e-4)):
+        model = adapted(config=LoraConfig(**LORA, init_lora_weights=start))
+        with torch.no_grad():
+            before = model(**text).logits
+            run = preferences(folder, model)
+            moved = (run.model(**text).logits - before).abs().max()
+        assert least < moved < most
+        assert abs(run.evaluate()["eval_loss"] - math.log(2)) < 1e-4
+
+
+@provokes("silent-dpo-reference")
+def _(folder: Path) -> None:
+    config = LoraConfig(**LORA, init_lora_weights="pissa")
+    first = preferences(folder, pocket(), peft_config=config).evaluate()
+    assert abs(first["eval_loss"] - math.log(2)) > 1e-2 < abs(first["eval_rewards/margins"])
+    plain = preferences(folder, pocket(), peft_config=LoraConfig(**LORA)).evaluate()
+    assert abs(plain["eval_loss"] - math.log(2)) < 1e-4
 
 
 @provokes("silent-4-bit")
