@@ -18,6 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BOOK_READY := $(VENV)/.book-ready
+SHIP_READY := $(VENV)/.ship-ready
 TEST_READY := $(VENV)/.test-ready
 
 # Everything but a model named in COURSE_MODEL is in the repository, so nothing is asked of the hub.
@@ -28,7 +29,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test maintenance test-long lab lint book bench bench-gpu real data data-model data-report slides workshop publish-as
+.PHONY: help run test maintenance test-long ship lab lint book bench bench-gpu real data data-model data-report slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -53,6 +54,8 @@ test-long: $(TEST_READY)  ## Run notebooks/deeper, the pages, kills and repetiti
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m pytest -p conftest notebooks/deeper \
 		--nbval-lax --nbval-current-env $(if $(NB),-k $(NB)_,--every-notebook) \
 		-n $(JOBS) --dist loadfile
+
+ship: $(SHIP_READY)  ## Fetch llama.cpp, its converters and lm-eval, which lesson 12 runs
 
 lab: $(READY)  ## Open JupyterLab on the lessons, on this machine only
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks
@@ -116,7 +119,13 @@ $(BOOK_READY): $(READY) book/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r book/requirements.txt $(CONSTRAINTS)
 	@touch $(BOOK_READY)
 
-# The pages are among what is tested.
-$(TEST_READY): $(BOOK_READY) tests/requirements.txt
+# Only lesson 12 runs these; without them it shows what is on record. No compiler is needed.
+$(SHIP_READY): $(READY) requirements-ship.txt scripts/llama_converter.py
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ship.txt $(CONSTRAINTS)
+	@$(BIN)/python scripts/llama_converter.py
+	@touch $(SHIP_READY)
+
+# The pages are among what is tested, and so is what lesson 12 runs.
+$(TEST_READY): $(BOOK_READY) $(SHIP_READY) tests/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt $(CONSTRAINTS)
 	@touch $(TEST_READY)

@@ -78,7 +78,7 @@ def examine() -> Diagnosis:
     """Return the diagnosis of this machine. Nothing is raised: what is broken is a FAIL line."""
     machine = detect()
     checks = [_python(), *_libraries(), *_torchao(), _device(machine), *_gpus(machine)]
-    checks += [*_four_bit(machine), *_resources(machine), *_files(), *_folder()]
+    checks += [*_four_bit(machine), *_resources(machine), *_files(), *_folder(), *_model()]
     return Diagnosis(machine, tuple(checks))
 
 
@@ -206,6 +206,35 @@ def _folder() -> Iterator[Check]:
         detail = f"'{COURSE_ROOT}' cannot be written, and lessons save what they make there"
         fix = "copy the folder to one of your own and work there; the commands here run as it is"
         yield Check("course folder", "FAIL", detail, fix)
+
+
+def _model() -> Iterator[Check]:
+    """Check the model that COURSE_MODEL names, if it does: its config, and its tokenizer."""
+    if not os.environ.get("COURSE_MODEL", "").strip():
+        return
+    unset = "name another in COURSE_MODEL, or unset it for the pocket model"
+    try:
+        # Slow to import, so only where they are needed.
+        from transformers import AutoTokenizer
+
+        from course_utils.models import base_model
+        from course_utils.tokenizer_setup import first_token_differs
+
+        model = base_model()
+        tokenizer = AutoTokenizer.from_pretrained(model.path)
+        differs = first_token_differs(tokenizer)
+    except Exception as error:  # each library raises its own; the doctor only tells
+        yield Check("model", "FAIL", str(error).strip().splitlines()[0], unset)
+        return
+    detail = f"{model.name}, a vocabulary of {len(tokenizer):,} tokens"
+    if differs:
+        detail += ", to which transformers 4 and 5 give different first tokens: " + ", ".join(
+            f"{name} {value!r}" for name, value in differs.items()
+        )
+        fix = "train and use it with one version of transformers, and save the tokenizer with it"
+        yield Check("model", "WARN", detail, fix)
+    else:
+        yield Check("model", "OK", detail)
 
 
 def _complete(weights: Path) -> bool:

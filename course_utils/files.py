@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -16,12 +17,24 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written, say for a full disk; what stood there is as it was.
     """
+    with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; what is written there takes the file's name when the block ends.
+
+    After an error, or if the process is killed, the file is as it was.
+
+    Raises:
+        OSError: if it cannot be written, say for a full disk.
+    """
     part = path.with_name(f"{path.name}.part")  # one that a killed process left is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        yield part
+        with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""A model behind transformers' own server, which does not outlive the one who started it.
+"""A model behind transformers' server, or llama.cpp's, that does not outlive who started it.
 
-Used by lessons: 09.
+Used by lessons: 09, 12.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 HOST = "127.0.0.1"  # this machine alone
+GGUF = "--gguf"  # before the file that llama.cpp serves
 KEY = "COURSE_SERVER_KEY"  # a variable, since every user of a machine can read command lines
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past any proxy
 
@@ -57,24 +58,82 @@ def serve(
             "adapter first, and write both with model.save_pretrained(folder) and "
             "tokenizer.save_pretrained(folder)."
         )
-    port, key = free_port(), secrets.token_urlsafe()
+    with _running([str(folder), *options], timeout, "transformers serve FOLDER") as served:
+        yield served
+
+
+@contextmanager
+def serve_gguf(
+    file: str | Path,
+    adapters: Sequence[str | Path] = (),
+    *,
+    exact: bool = False,
+    context: int = 512,
+    threads: int = 1,
+    port: int | None = None,
+    timeout: float = 60.0,
+) -> Iterator[Served]:
+    """Run llama.cpp's server on a GGUF file, and yield address and key for an OpenAI client.
+
+    It is the server of `llama-server -m FILE --lora ADAPTER`, in a process of its own, since some
+    files end the engine and what it runs in. `exact` keeps its cache in float32 (it is float16
+    otherwise) and the plain order of sums. The key, the address and the end are as in `serve`; what
+    is not in OpenAI's format (/completion, /tokenize) stands next to "/v1", with the same key.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        OSError: if the port is taken.
+        RuntimeError: if the server ends, does not answer in time, or answers without a key.
+    """
+    for one in (file, *adapters):
+        if not Path(one).is_file():
+            raise FileNotFoundError(
+                f"There is no file '{one}'. Allowed is a GGUF file, as gguf_files writes it. "
+                "Convert a model or adapter first."
+            )
+    if port is not None:
+        _require_free(port)
+    options = ["--context", str(context), "--threads", str(threads), *["--exact"] * exact]
+    loras = [word for one in adapters for word in ("--lora", str(one))]
+    given = [GGUF, str(file), *loras, *options]
+    with _running(given, timeout, "llama-server -m FILE", port) as served:
+        yield served
+
+
+@contextmanager
+def _running(
+    arguments: Sequence[str], timeout: float, terminal: str, port: int | None = None
+) -> Iterator[Served]:
+    """Run this file as a server in a process of its own, with a new key."""
+    port, key = port or free_port(), secrets.token_urlsafe()
     # By its path: where the package is not installed, a child process would not find its name.
     # -P keeps that path's folder out of sys.path, where our modules would hide others' by name.
-    command = [sys.executable, "-P", __file__, str(folder), "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-P", __file__, *arguments, "--host", HOST, "--port", str(port)]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*command, *options],
+            command,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", KEY: key},
         )
         try:
-            _wait(process, f"http://{HOST}:{port}/health", timeout, log)
+            _wait(process, f"http://{HOST}:{port}/health", timeout, log, terminal)
             require_refusal(f"http://{HOST}:{port}/v1/models")
             yield Served(f"http://{HOST}:{port}/v1", key)
         finally:
             _stop(process)
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as one:
+        try:
+            one.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise OSError(
+                f"Port {port} of {HOST} cannot be had ({error}). Allowed is one that no program "
+                "uses, from 1024 to 65535. Leave port out: a free one is taken."
+            ) from error
 
 
 def free_port() -> int:
@@ -84,7 +143,9 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def _wait(process: subprocess.Popen, address: str, timeout: float, log: IO[bytes]) -> None:
+def _wait(
+    process: subprocess.Popen, address: str, timeout: float, log: IO[bytes], terminal: str
+) -> None:
     """Return when the server answers."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and process.poll() is None:
@@ -98,7 +159,7 @@ def _wait(process: subprocess.Popen, address: str, timeout: float, log: IO[bytes
     what = "did not answer in time" if process.poll() is None else "ended before it answered"
     raise RuntimeError(
         f"The server {what} (allowed: {timeout:g} s). Look at what it printed last, and try "
-        f"`transformers serve FOLDER` in a terminal:\n{last}"
+        f"`{terminal}` in a terminal:\n{last}"
     )
 
 
@@ -172,10 +233,44 @@ def _guard_uvicorn(key: str) -> None:
     uvicorn.Config = Config
 
 
-if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _serve_folder(arguments: list[str], key: str) -> None:
+    """Run `transformers serve` behind the guard."""
     from transformers.cli.transformers import main
 
-    _guard_uvicorn(os.environ.pop(KEY))
-    sys.argv = ["transformers", "serve", *sys.argv[1:]]
+    _guard_uvicorn(key)
+    sys.argv = ["transformers", "serve", *arguments]
     main()
+
+
+def _serve_file(arguments: list[str], key: str) -> None:
+    """Run llama.cpp's server, which checks the key itself."""
+    import argparse
+
+    import xllamacpp
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lora", action="append", default=[])
+    for name in ("--context", "--threads", "--port"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--exact", action="store_true")
+    for name in (GGUF, "--host"):
+        parser.add_argument(name)
+    given = parser.parse_args(arguments)
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx = given.gguf, given.context
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 1.0) for path in given.lora]
+    params.hostnames, params.port, params.api_keys = [given.host], given.port, [key]
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = given.threads
+    params.verbosity, params.ui = 2, False  # errors and warnings
+    if given.exact:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start = _serve_file if GGUF in sys.argv else _serve_folder
+    start(sys.argv[1:], os.environ.pop(KEY))

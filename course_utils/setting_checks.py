@@ -1,6 +1,6 @@
 """Training arguments and PEFT configs: values that no library refuses, or not in plain words.
 
-Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10, 12.
 """
 
 from __future__ import annotations

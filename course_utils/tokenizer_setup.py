@@ -6,9 +6,13 @@ Used by lessons: all.
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from trl import get_training_chat_template
 from trl.chat_template_utils import has_generation_markers
 
@@ -26,6 +30,10 @@ PLAIN_TEMPLATE = (
 )
 # Texts that no template holds: what stands around them in a rendering is the template's.
 TURNS = ["q7q-one", "q7q-two", "q7q-three", "q7q-four"]
+CONFIG = "tokenizer_config.json"
+# To these, transformers 4 gave a first token as the file says, by default one; 5 goes by
+# tokenizer.json alone. To other classes both do the same.
+CLASSES = re.compile(r"(Llama|CodeLlama|Gemma|Cohere)Tokenizer(Fast)?")
 
 
 def with_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -60,6 +68,29 @@ def with_training_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedToke
     elif not has_generation_markers(own):
         tokenizer.chat_template = _marked(tokenizer) or _from_trl(tokenizer) or PLAIN_TEMPLATE
     return tokenizer
+
+
+def first_token_differs(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what the tokenizer's file says of a first token, if it does otherwise, else {}."""
+    config = _config(getattr(tokenizer, "name_or_path", ""))
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None or not CLASSES.fullmatch(str(config.get("tokenizer_class"))):
+        return {}
+    said = bool(config.get("add_bos_token", True))
+    first = tokenizer("a")["input_ids"][:1]
+    if said == (first == [bos]):
+        return {}
+    return {"add_bos_token": said, "first token": tokenizer.decode(first)}
+
+
+def _config(name: str) -> dict[str, Any]:
+    """Return the tokenizer's configuration from its folder or the cache; {} if it is not there."""
+    try:
+        file = cached_file(name, CONFIG, local_files_only=True) if name else None
+        read = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def _from_trl(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -1,6 +1,6 @@
 """The adapter that a command plans for: named on the command line, or described by a file.
 
-Used by lessons: 09.
+Used by lessons: 09, 12.
 """
 
 from __future__ import annotations

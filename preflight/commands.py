@@ -30,6 +30,7 @@ def check(options: argparse.Namespace) -> int:
         tokenizer=None if options.tokenizer is None else _tokenizer(options.tokenizer),
         max_length=options.max_length,
         eval_dataset=options.eval,
+        trainer=options.trainer,
         assistant_only_loss=options.assistant_only_loss,
         every_row=options.every_row,
     )
@@ -80,7 +81,14 @@ def memory(options: argparse.Namespace) -> int:
         from tqdm import tqdm
 
         from course_utils import configs
-        from preflight.memory_plan import GPUS, Overhead, fit_gpus, gpu_table, plan_text
+        from preflight.memory_plan import (
+            GENERATIONS,
+            GPUS,
+            Overhead,
+            fit_gpus,
+            gpu_table,
+            plan_text,
+        )
 
     if options.list:
         if options.json:
@@ -101,6 +109,9 @@ def memory(options: argparse.Namespace) -> int:
             "Leave one of them out."
         )
     peft_config = _adapter(options)
+    batch = options.batch_size
+    if batch is None:  # of GRPO, a group
+        batch = options.num_generations or GENERATIONS if options.trainer == "grpo" else 1
     # A line on a terminal while plans are simulated, and gone when they are.
     layout = "{desc} ({n} plans simulated, {elapsed})"
     with tqdm(bar_format=layout, leave=False, disable=None) as bar:
@@ -113,7 +124,7 @@ def memory(options: argparse.Namespace) -> int:
             options.model,
             options.gpu,
             options.method,
-            batch_size=options.batch_size,
+            batch_size=batch,
             length=options.length,
             shards=options.shards,
             overhead=Overhead(options.overhead, options.overhead_share / 100),
@@ -129,9 +140,25 @@ def memory(options: argparse.Namespace) -> int:
             gradient_accumulation_steps=options.gradient_accumulation_steps,
             peft_config=peft_config,
             progress=show,
+            **_preferences(options),
         )
     print(json.dumps(result.to_dict(), indent=2) if options.json else plan_text(result))
     return 1 if options.gpu is not None and not result.rows[0].fits else 0
+
+
+def _preferences(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `predict` that go with DPO and GRPO, as far as they were given."""
+    named = ("reference", "completion_length", "num_generations")
+    given = {name: getattr(options, name) for name in named if getattr(options, name) is not None}
+    if "num_generations" in given and options.trainer != "grpo":
+        raise ValueError(
+            f"--num-generations is {options.num_generations} with --trainer "
+            f"{options.trainer or 'sft'}, whose step writes no completions. It goes with "
+            "--trainer grpo. Leave it out."
+        )
+    if options.trainer in ("dpo", "grpo"):
+        given["trainer"] = options.trainer
+    return given
 
 
 def _adapter(options: argparse.Namespace) -> Any:
@@ -199,9 +226,10 @@ def _show(report: FindingsReport, as_json: bool) -> int:
 def adapter(options: argparse.Namespace) -> int:
     """Print whether an adapter's folder will be the model that was trained; return 1 if not."""
     with _quick_imports():
-        from preflight.adapter_check import check_adapter
+        from preflight.adapter_check import as_plain_lora, check_adapter
 
-        report = check_adapter(options.folder, options.base)
+        folder = as_plain_lora(options.folder, options.plain) if options.plain else options.folder
+        report = check_adapter(folder, options.base)
     return _show(report, options.json)
 
 
@@ -242,6 +270,10 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--max-length", type=int, default=1024, help="in tokens (default: 1024)")
     command.add_argument("--eval", help="a second dataset that must not overlap with the first")
     command.add_argument(
+        "--trainer",
+        help="sft, dpo or grpo (default: sft, and of pairs of answers both sft and dpo)",
+    )
+    command.add_argument(
         "--assistant-only-loss", action="store_true", help="as your SFTConfig has it"
     )
     command.add_argument(
@@ -268,7 +300,11 @@ def add_commands(commands: Any) -> None:
         metavar="FILE",
         help="the adapter: an adapter_config.json, or the arguments of LoraConfig in YAML",
     )
-    command.add_argument("--batch-size", type=int, default=1, help="rows a step (default: 1)")
+    command.add_argument(
+        "--batch-size",
+        type=int,
+        help="rows a step; pairs with dpo, completions with grpo (default: 1, of grpo a group)",
+    )
     command.add_argument("--length", type=int, default=1024, help="tokens a row (default: 1024)")
     command.add_argument(
         "--gradient-checkpointing",
@@ -286,7 +322,23 @@ def add_commands(commands: Any) -> None:
         help="of the passes (default: bf16 with SFTTrainer, no with Trainer)",
     )
     command.add_argument(
-        "--trainer", choices=("sft", "trainer"), help="SFTTrainer or Trainer (default: sft)"
+        "--trainer",
+        choices=("sft", "trainer", "dpo", "grpo"),
+        help="SFTTrainer, Trainer, DPOTrainer or GRPOTrainer (default: sft)",
+    )
+    command.add_argument(
+        "--reference",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="the step asks a reference model (default: yes with dpo, no with grpo, beta being 0)",
+    )
+    command.add_argument(
+        "--completion-length",
+        type=int,
+        help="with grpo: tokens of --length that are written (default: 256, at most half)",
+    )
+    command.add_argument(
+        "--num-generations", type=int, help="with grpo: completions for a prompt (default: 8)"
     )
     command.add_argument(
         "--loss", help="the loss alone: fused as SFTTrainer's, or full as Trainer's"
@@ -335,6 +387,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--base",
         help="its base: a shipped name, a config.json, a folder or a hub name",
+    )
+    command.add_argument(
+        "--plain", help="first write it to this folder as plain LoRA, scaled alike by every engine"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=adapter)

@@ -1,6 +1,6 @@
 """What a check finds, and the report of one: findings below a line or two on what was looked at.
 
-Used by lessons: 01, 04, 05a, 06, 09.
+Used by lessons: 01, 04, 05a, 06, 09, 12.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def test_a_plain_lora_is_sound(shop: Shop) -> None:
         ({"alpha_pattern": {"v_proj": 32}}, {}, "takes", "changes"),
         ({"rank_pattern": {"v_proj": 20}}, {}, "needs", "takes"),
         ({"r": 600}, {}, "refuses", "takes"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, {}, "takes", "takes"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, {}, "takes", "not known"),
         ({"init_lora_weights": "gaussian"}, {}, "takes", "takes"),
         ({"layer_replication": [[0, 2], [0, 2]]}, {}, "refuses", "refuses"),
     ],

@@ -25,7 +25,7 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 from helpers import CALM, python, served
-from peft import AdaLoraConfig, LoraConfig
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from test_models import Hub, ask
 from transformers import (
     AutoModelForCausalLM,
@@ -36,13 +36,15 @@ from transformers import (
     LlamaForCausalLM,
     T5Config,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from course_utils import data, hardware, models, quantization
+from course_utils import data, gguf_files, hardware, models, quantization
 from course_utils.__main__ import main
 from course_utils.divergence import StopOnDivergence
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
+from course_utils.serving import serve_gguf
 from preflight import dataset_check, lora_targets
+from preflight.adapter_check import as_plain_lora
 from preflight.dataset_check.rules import RULES
 from preflight.training_check import check_resume, check_settings, check_trainer
 
@@ -79,6 +81,7 @@ def names() -> dict[str, Any]:
     """Return what the code of a case may use; what its setup sets takes the place of these."""
     return {
         "data": data, "dataset_check": dataset_check, "lora_targets": lora_targets,
+        "gguf_files": gguf_files, "serve_gguf": serve_gguf, "as_plain_lora": as_plain_lora,
         "quantization": quantization, "torch": torch, "json": json, "Path": Path,
         "Dataset": Dataset, "load_dataset": load_dataset,
         "LoraConfig": LoraConfig, "AdaLoraConfig": AdaLoraConfig, "SFTConfig": sft_config,
@@ -94,6 +97,10 @@ def names() -> dict[str, Any]:
             {"prompt": ["the cat sat"] * 4, "completion": [" on the mat"] * 4}
         ),
         "peft_config": LoraConfig(target_modules=["q_proj", "v_proj"]),
+        "pairs": Dataset.from_dict(
+            {"prompt": ["the cat"] * 4, "chosen": [" sat"] * 4, "rejected": [" ran"] * 4}
+        ),
+        "prompts": Dataset.from_dict({"prompt": ["the cat sat"] * 4}),
     }  # fmt: skip
 
 
@@ -150,6 +157,46 @@ def from_training(
     if case.get("silent") or not report:
         trainer.train()
     return report
+
+
+@given_by("preference")
+def _(case: dict[str, Any], known: dict[str, Any]) -> str:
+    calm = CALM | {"max_steps": 1, "per_device_train_batch_size": 4}
+    known |= {"merged": merged(known["base"])}
+
+    def built(kind: type, config: type, rows: Dataset, arguments: dict[str, Any]) -> Any:
+        own = {name: arguments.pop(name) for name in OWN if name in arguments}
+        return kind(
+            **{"model": known["base"], **own}, args=config("out", **calm | arguments),
+            train_dataset=rows, processing_class=known["tokenizer"],
+        )  # fmt: skip
+
+    def dpo(**arguments: Any) -> DPOTrainer:
+        return built(DPOTrainer, DPOConfig, known["pairs"], arguments)
+
+    def grpo(reward: Any, **arguments: Any) -> GRPOTrainer:
+        few = {"num_generations": 2, "max_completion_length": 8, "reward_funcs": reward}
+        return built(GRPOTrainer, GRPOConfig, known["prompts"], few | arguments)
+
+    trainer = value(case["given"], known | {"dpo": dpo, "grpo": grpo})
+    report = str(check_trainer(trainer)) if case["by"] == "check_trainer" else ""
+    if case.get("silent") or not report:
+        trainer.train()
+    return report
+
+
+OWN = ("model", "ref_model", "reward_funcs")
+
+
+def merged(base: str) -> Any:
+    """Return the model with an adapter that does something, merged in memory."""
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(plain, LoraConfig(target_modules=["q_proj", "v_proj"]))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data += 0.1 * torch.randn_like(weight)
+    return model.merge_and_unload().requires_grad_(True)
 
 
 @given_by("model")

@@ -31,6 +31,7 @@ def turn(role: Any, content: Any, **others: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **others}
 
 
+POOR = turn("assistant", "No idea.")
 USER, REPLY = turn("user", "Where is my lamp?"), turn("assistant", "On its way.")
 
 
@@ -170,8 +171,8 @@ MAPPED = {
     "text, too": ("prompt-completion", {"prompt": "a", "completion": " b", "text": "a b"}),
     "hh-rlhf": ("preference", {"chosen": "H: hi A: yes", "rejected": "H: hi A: no"}),
     "dpo": ("preference", {"prompt": "Hi", "chosen": " yes", "rejected": " no"}),
-    "ultrafeedback": ("preference", {"prompt": "Hi", "chosen": CHAT, "rejected": CHAT}),
-    "dpo chat": ("preference", {"prompt": [USER], "chosen": [REPLY], "rejected": [REPLY]}),
+    "ultrafeedback": ("preference", {"prompt": "Hi", "chosen": CHAT, "rejected": [USER, POOR]}),
+    "dpo chat": ("preference", {"prompt": [USER], "chosen": [REPLY], "rejected": [POOR]}),
     "sentences": ("text in column 'sentence'", {"idx": 1, "sentence": "A fine film."}),
     "one column": ("text in column 'poem'", {"poem": "Roses are red"}),
 }

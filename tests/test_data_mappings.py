@@ -177,8 +177,8 @@ def test_a_call_in_words_stays_what_it_was(text: str) -> None:
 # name, and what is said of the trainer that learns from both kinds of answer
 TRAINERS = {
     "dpo": "DPOTrainer takes", "dpo chat": "DPOTrainer takes", "hh-rlhf": "DPOTrainer takes",
-    "ultrafeedback": "DPOTrainer takes", "implicit prompt": "DPOTrainer takes",
-    "scores": "DPOTrainer takes", "ultrafeedback, whole": "DPOTrainer takes",
+    "ultrafeedback": "DPOTrainer needs", "implicit prompt": "DPOTrainer takes",
+    "scores": "DPOTrainer takes", "ultrafeedback, whole": "DPOTrainer needs",
     "sharegpt preference": "DPOTrainer needs", "messages preference": "DPOTrainer needs",
     "prompt as text": "DPOTrainer needs", "answers as text": "DPOTrainer needs",
     "orca": "DPOTrainer needs", "other names": "DPOTrainer needs",

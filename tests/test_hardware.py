@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from helpers import python
 
 from course_utils import doctor, hardware
 from course_utils.hardware import Machine
-from course_utils.paths import COURSE_ROOT
+from course_utils.paths import COURSE_ROOT, POCKET_MODEL
 
 T4 = Machine("cuda", "Tesla T4", 14.6, bf16=False, capability=(7, 5), ram=12, disk=50)
 A100 = Machine("cuda", "A100", 39.4, bf16=True, capability=(8, 0), ram=80, disk=100)
@@ -170,3 +172,24 @@ def test_a_clone_without_weights_fails(monkeypatch: pytest.MonkeyPatch, tmp_path
     (check,) = [c for c in doctor.examine().checks if c.name == "course files"]
     assert check.status == "FAIL"
     assert "git checkout" in check.fix
+
+
+def test_the_doctor_reads_the_chosen_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A tokenizer that two versions of transformers read differently trains another model."""
+    shutil.copytree(POCKET_MODEL, tmp_path / "own")
+    monkeypatch.setenv("COURSE_MODEL", str(tmp_path / "own"))
+
+    def checked() -> doctor.Check:
+        (check,) = [c for c in doctor.examine().checks if c.name == "model"]
+        return check
+
+    assert (checked().status, checked().detail) == ("OK", "own, a vocabulary of 3,072 tokens")
+    file = tmp_path / "own" / "tokenizer_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config |= {"tokenizer_class": "LlamaTokenizerFast", "bos_token": config["eos_token"]}
+    file.write_text(json.dumps(config), "utf-8")
+    assert checked().status == "WARN" and "add_bos_token True" in checked().detail
+    file.write_text("{", "utf-8")
+    assert checked().status == "FAIL" and "unset it" in checked().fix
+    monkeypatch.setenv("COURSE_MODEL", str(tmp_path / "absent"))
+    assert checked().status == "FAIL" and "does not exist" in checked().detail

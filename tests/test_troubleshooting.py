@@ -52,7 +52,7 @@ from transformers import (
     Phi3ForCausalLM,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TRLCollator
 
 from course_utils import hardware
@@ -463,6 +463,169 @@ def _(folder: Path) -> None:
         run = trainer(Path("runs"))
         Path("runs").mkdir(exist_ok=True)
         run.train(resume_from_checkpoint=True)
+
+
+# --- pairs and rewards -------------------------------------------------------------------------
+
+CHOICES = rows(prompt=["the cat"] * 4, chosen=[" sat"] * 4, rejected=[" ran"] * 4)
+QUESTIONS = rows(prompt=["the cat sat"] * 4)
+MERELY = {"use_cpu": True, "bf16": False}
+
+
+def dpo(folder: Path, rows: Any = CHOICES, model: Any = None, **own: Any) -> DPOTrainer:
+    settings = CALM | {"max_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 2}
+    return DPOTrainer(
+        model=model or pocket(), args=DPOConfig(str(folder), **settings), train_dataset=rows,
+        processing_class=new_tokenizer(), **own,
+    )  # fmt: skip
+
+
+def grpo(folder: Path, reward: Callable, rows: Any = QUESTIONS, **options: Any) -> GRPOTrainer:
+    """Train for a step with a reward function."""
+    settings = CALM | {"max_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 4}
+    settings |= {"num_generations": 2, "max_completion_length": 8} | options
+    made = GRPOTrainer(
+        model=pocket(), reward_funcs=reward, args=GRPOConfig(str(folder), **settings),
+        train_dataset=rows, processing_class=new_tokenizer(),
+    )  # fmt: skip
+    made.train()
+    return made
+
+
+def logged(trainer: Any) -> dict[str, Any]:
+    return {name: value for row in trainer.state.log_history for name, value in row.items()}
+
+
+def reward_of_two(prompts: list[str], completions: list[str]) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def reward_by_answer(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def reward_of_one(completions: list[str], **kwargs: Any) -> list[float]:
+    return [1.0]
+
+
+def reward_of_all(completions: list[str], **kwargs: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def reward_of_json(completions: list[str], **kwargs: Any) -> list[float]:
+    return [float(bool(json.loads(one))) for one in completions]
+
+
+@provokes("preference-arguments")
+def _(folder: Path) -> list[str]:
+    calls = [
+        *((DPOTrainer, {"model": "a", name: 1}) for name in ("beta", "tokenizer")),
+        *((DPOConfig, {"output_dir": "a", name: 1}) for name in (
+            "max_prompt_length", "max_completion_length", "rpo_alpha", "reference_free",
+            "ref_adapter_name")),
+        (GRPOConfig, {"output_dir": "a", "max_prompt_length": 1}),
+    ]  # fmt: skip
+    return [message(lambda made=made, given=given: made(**given)) for made, given in calls]
+
+
+PROVOKE["preference-trainers"] = each(
+    lambda folder, name: exec(f"from trl import {name}", {}),
+    "PPOTrainer", "ORPOTrainer", "CPOTrainer", "OnlineDPOTrainer",
+)  # fmt: skip
+PROVOKE["grpo-groups"] = each(
+    lambda folder, count: GRPOConfig(
+        str(folder), **MERELY, per_device_train_batch_size=4, num_generations=count
+    ),
+    3, 1,
+)  # fmt: skip
+
+
+@provokes("preference-columns")
+def _(folder: Path) -> None:
+    dpo(folder, rows(prompt=["the cat"], completion=[" sat"]))
+
+
+@provokes("reference-same")
+def _(folder: Path) -> None:
+    model = pocket()
+    dpo(folder, model=model, ref_model=model)
+
+
+@provokes("grpo-prompt")
+def _(folder: Path) -> None:
+    grpo(folder, reward_of_all, QUESTIONS.rename_column("prompt", "question"))
+
+
+@provokes("grpo-temperature")
+def _(folder: Path) -> None:
+    grpo(folder, reward_of_all, temperature=0.0)
+
+
+@provokes("reward-arguments")
+def _(folder: Path) -> None:
+    grpo(folder, reward_of_two)
+
+
+@provokes("reward-column")
+def _(folder: Path) -> None:
+    grpo(folder, reward_by_answer)
+
+
+PROVOKE["reward-length"] = each(grpo, reward_of_one, lambda completions, **kwargs: 1.0)
+
+
+@provokes("reward-messages")
+def _(folder: Path) -> None:
+    grpo(folder, reward_of_json, rows(prompt=[[{"role": "user", "content": "a"}]] * 4))
+
+
+@provokes("reward-json")
+def _(folder: Path) -> None:
+    grpo(folder, reward_of_json)
+
+
+@provokes("silent-merged-reference")
+def _(folder: Path) -> None:
+    merged = changed(folder).merge_and_unload()
+    run = dpo(folder, model=merged)
+    run.train()
+    assert abs(logged(run)["loss"] - 0.693) > 0.01
+    kept = dpo(folder, model=merged, peft_config=LoraConfig(**LORA))
+    kept.train()
+    assert abs(logged(kept)["loss"] - 0.693) < 0.001
+
+
+@provokes("silent-reference-copy")
+def _(folder: Path) -> None:
+    ids, changes = torch.arange(4, 12)[None], {}
+    for start in ("pissa", True):
+        config = LoraConfig(**LORA, init_lora_weights=start)
+        model = get_peft_model(pocket(dtype=torch.float32), config).eval()
+        with torch.no_grad():
+            before = model(ids).logits
+            dpo(folder, model=model)
+            changes[start] = float((model.eval()(ids).logits - before).abs().max())
+    assert changes[True] < 0.001 < 0.1 < changes["pissa"]
+
+
+@provokes("silent-dpo-dropout")
+def _(folder: Path) -> None:
+    run = dpo(folder, peft_config=LoraConfig(**LORA, lora_dropout=0.1))
+    drops = [m.p for m in run.model.modules() if isinstance(m, torch.nn.Dropout)]
+    assert {*drops} == {0}
+
+
+@provokes("silent-equal-rewards")
+def _(folder: Path) -> None:
+    said = logged(grpo(folder, reward_of_all))
+    assert (said["loss"], said["grad_norm"], said["frac_reward_zero_std"]) == (0.0, 0.0, 1.0)
+    assert logged(grpo(folder, lambda completions, **_: map(len, completions)))["grad_norm"] > 0
+
+
+@provokes("silent-few-prompts")
+def _(folder: Path) -> None:
+    run = grpo(folder, reward_of_all, QUESTIONS.select([0]))
+    assert run.state.global_step == 0 and logged(run)["train_loss"] == 0.0
 
 
 # --- no message at all -----------------------------------------------------------------------

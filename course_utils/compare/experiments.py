@@ -18,6 +18,7 @@ import yaml
 from course_utils.files import write_whole
 
 DTYPES = ("float32", "bfloat16", "float16")
+TRAINERS = ("sft", "dpo", "grpo")
 SECTIONS = ("defaults", "experiments")
 
 
@@ -30,10 +31,18 @@ class Experiment:
     - `peft` holds the arguments of a PEFT config with its `peft_type`, such as
       ``{"peft_type": "LORA", "r": 8}``; without it all weights are trained.
     - `quantization` holds the arguments of `BitsAndBytesConfig`.
-    - `training` holds arguments of `SFTConfig` that differ from `worker.TRAINING`.
-    - `data` is "tickets", a JSONL file of your own, or a folder with train.jsonl and test.jsonl
-      (validation.jsonl and, for forgetting, heldout.jsonl with a column `text` if there are any).
-      The rows are prompt and completion, messages, or text.
+    - `training` holds arguments of the trainer's config that differ from `trainers.TRAINING`.
+    - `data` is "tickets" ("tickets-chat": the same as messages), a JSONL file of your own, or a
+      folder with train.jsonl and test.jsonl (validation.jsonl and, for forgetting, heldout.jsonl
+      with a column `text` if there are any). The rows are prompt and completion, messages, or text.
+    - `trainer` is "sft", "dpo" or "grpo". All are tested on the test rows of `data`, which have to
+      be JSON records for the last two.
+    - `pairs` is what DPO trains on instead of the training rows of `data`: "preferences", or a
+      JSONL file with `prompt`, `chosen` and `rejected`. SFT trains on their chosen answers.
+    - `rewards` are GRPO's: "valid_json", "exact" (1 for the right record), or a function of your
+      own as "module:function". The prompts are those of `data`.
+    - `adapter` is the folder of an adapter to start from and to train on, in place of `peft`. DPO's
+      reference is then that adapter as it was.
     - `train_rows`, `validation_rows` and `test_rows` take only so many from the start; None takes
       all.
     - `model` is a folder, smollm2 or a hub name; empty, it is the lessons' base model
@@ -52,14 +61,19 @@ class Experiment:
     dtype: str = "float32"
     seeds: tuple[int, ...] = (0,)
     method: str = ""
+    trainer: str = "sft"
+    pairs: str = ""
+    rewards: tuple[str, ...] = ()
+    adapter: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value of the wrong kind; what libraries know is checked later."""
-        for key in ("name", "data", "model", "method"):
+        for key in ("name", "data", "model", "method", "pairs", "adapter"):
             self._require(isinstance(getattr(self, key), str), key, "a text")
         for key in ("name", "data"):
             self._require(getattr(self, key).strip(), key, "a text that is not empty")
         self._require(self.dtype in DTYPES, "dtype", " or ".join(DTYPES))
+        self._require_trainer()
         for key in ("peft", "quantization"):
             value = getattr(self, key)
             given = value is None or (isinstance(value, Mapping) and value)
@@ -80,6 +94,21 @@ class Experiment:
         self._require(len(set(self.seeds)) == len(self.seeds), "seeds", "a list without repeats")
         object.__setattr__(self, "seeds", tuple(self.seeds))
         object.__setattr__(self, "method", self.method or self.name)
+
+    def _require_trainer(self) -> None:
+        """Raise ValueError where the trainer and what it trains on do not go together."""
+        self._require(self.trainer in TRAINERS, "trainer", " or ".join(TRAINERS))
+        listed = isinstance(self.rewards, Sequence) and not isinstance(self.rewards, str)
+        texts = listed and all(isinstance(name, str) for name in self.rewards)
+        self._require(texts, "rewards", "a list of names, such as [valid_json]")
+        object.__setattr__(self, "rewards", tuple(self.rewards))
+        dpo, grpo = self.trainer == "dpo", self.trainer == "grpo"
+        self._require(self.pairs or not dpo, "pairs", "preferences or a JSONL file, for dpo")
+        self._require(not (self.pairs and grpo), "pairs", "nothing for grpo, which has rewards")
+        self._require(self.rewards or not grpo, "rewards", "a list of one or more, for grpo")
+        self._require(grpo or not self.rewards, "rewards", f"nothing for {self.trainer}")
+        alone = not (self.adapter and self.peft)
+        self._require(alone, "peft", "nothing next to an adapter, which has a config of its own")
 
     def _require(self, right: object, key: str, allowed: str) -> None:
         if not right:
@@ -114,8 +143,10 @@ class Experiment:
         kept = {}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if f.name in ("name", "seeds") or value not in (None, "", {}):
+            if f.name in ("name", "seeds") or value not in (None, "", {}, ()):
                 kept[f.name] = value
+        if self.trainer == "sft":
+            del kept["trainer"]
         if self.method == self.name:
             del kept["method"]
         return json.loads(json.dumps(kept))

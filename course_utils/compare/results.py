@@ -23,7 +23,8 @@ from transformers.utils import cached_file, extract_commit_hash
 from course_utils import hardware
 from course_utils.compare.experiments import Experiment
 from course_utils.compare.rows import load_rows
-from course_utils.compare.worker import model_path
+from course_utils.compare.trainers import reward_files
+from course_utils.compare.worker import CURVES, model_path
 from course_utils.configs import load_config
 from course_utils.display import text_table
 
@@ -78,7 +79,7 @@ def environment() -> dict[str, Any]:
     """Return on what a run is made: the device, and the versions of the libraries."""
     machine = hardware.detect()
     threads = torch.get_num_threads()
-    # An Apple GPU stays idle: without CUDA a run is on the CPU (`worker.sft_config`).
+    # An Apple GPU stays idle: without CUDA a run is on the CPU (`trainers.config_of`).
     on_cpu = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''}"
     return {
         "device": machine.name if machine.device == "cuda" else on_cpu,
@@ -104,9 +105,10 @@ class Sources:
             FileNotFoundError, ValueError: as `load_rows` and `Rows.cut`.
         """
         rows = (experiment.train_rows, experiment.validation_rows, experiment.test_rows)
-        chosen = (experiment.data, *rows)
+        chosen = (experiment.data, experiment.pairs, experiment.trainer, *rows)
         if chosen not in self._data:
-            self._data[chosen] = self.rows(experiment.data).cut(experiment).fingerprint()
+            found = self.rows(experiment.data).with_pairs(experiment).cut(experiment)
+            self._data[chosen] = found.fingerprint()
         return self._data[chosen]
 
 
@@ -142,10 +144,19 @@ def jobs(experiments: Iterable[Experiment], sources: Sources) -> Iterator[Job]:
             "experiment": described,
             "data": sources.data(experiment),
             "model": sources.model(model_path(experiment)),
+            **_also(experiment, sources),
             **here,
         }
         for seed in experiment.seeds:
             yield Job(experiment, seed, key({**identity, "seed": seed}), identity)
+
+
+def _also(experiment: Experiment, sources: Sources) -> dict[str, str]:
+    """Return the hashes of what only some experiments have: an adapter, rewards of their own."""
+    also = {"adapter": sources.model(experiment.adapter)} if experiment.adapter else {}
+    for name, file in reward_files(experiment.rewards).items():
+        also[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return also
 
 
 def usable(path: Path, wanted: str | None = None) -> dict[str, Any] | None:
@@ -248,17 +259,18 @@ def reasons(output_dir: str | Path, names: Collection[str]) -> list[str]:
 def curves(
     output_dir: str | Path, kind: str = "loss", keys: Collection[str] | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Return the curves of each experiment: losses in nats per token, indexed by step.
+    """Return the curves of each experiment, indexed by step; losses of SFT in nats per token.
 
-    A column is a seed. `kind` is "loss", the training's, or "validation_loss". Experiments are
-    named as the rows of `table` are.
+    A column is a seed. `kind` is "loss", the training's, "validation_loss", "reward" (the mean of
+    GRPO's completions) or "margin" (of DPO's rewards, chosen over rejected). Experiments are named
+    as the rows of `table` are.
 
     Raises:
         ValueError: if there is no such kind.
         FileNotFoundError: if there are no results.
     """
-    if kind not in ("loss", "validation_loss"):
-        raise ValueError(f"kind={kind!r}. Allowed are 'loss' and 'validation_loss'.")
+    if kind not in CURVES:
+        raise ValueError(f"kind={kind!r}. Allowed are {', '.join(CURVES)}. Choose one.")
     lines = {
         label: {f"seed {r['seed']}": pd.Series(dict(r[kind])) for r in results if r.get(kind)}
         for label, results in _labelled(load(output_dir, keys)).items()

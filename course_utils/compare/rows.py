@@ -18,6 +18,9 @@ from course_utils import data
 from course_utils.compare.experiments import Experiment
 
 COURSE_DATA = "tickets"
+COURSE_CHATS = "tickets-chat"
+COURSE_PAIRS = "preferences"
+PAIR = ("prompt", "chosen", "rejected")
 FORMS = "prompt and completion, messages (each a role and a content), or text"
 # Of a file without splits: every tenth row is for validation, every tenth for the test.
 TENTHS = {"validation": (4,), "test": (9,), "train": (0, 1, 2, 3, 5, 6, 7, 8)}
@@ -38,8 +41,29 @@ class Rows:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that are trained on."""
-        return ["text"] if "text" in self.train.column_names else ["prompt", "completion"]
+        """The columns of the rows that it is tested on, and trained on by SFT."""
+        part = self.test if "rejected" in self.train.column_names else self.train
+        return ["text"] if "text" in part.column_names else ["prompt", "completion"]
+
+    def with_pairs(self, experiment: Experiment) -> Rows:
+        """Return the same with an experiment's pairs to train on, of which SFT takes the chosen.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it has no pairs, or `data` is of texts without a prompt.
+        """
+        if not experiment.pairs:
+            return self
+        if self.columns == ["text"]:
+            raise ValueError(
+                f"data is {experiment.data!r}, whose rows are texts. Next to pairs it has to be "
+                "of prompts and completions, or of messages. Give such rows."
+            )
+        train = load_pairs(experiment.pairs)
+        if experiment.trainer == "sft":
+            train = train.remove_columns("rejected").rename_column("chosen", "completion")
+            return replace(self, train=train, validation=None)
+        return replace(self, train=train)
 
     def cut(self, experiment: Experiment) -> Rows:
         """Return the first rows of each split, as many as an experiment asks for.
@@ -93,8 +117,14 @@ def load_rows(source: str) -> Rows:
         FileNotFoundError: if the folder or a file is missing.
         ValueError: if a file has too few rows, or none of the forms.
     """
-    if source == COURSE_DATA:
+    if source in (COURSE_DATA, COURSE_CHATS):
         splits = data.load(COURSE_DATA, form="prompt-completion")
+        if source == COURSE_CHATS:
+            chats = data.load(COURSE_DATA, form="messages")
+            splits = {
+                name: _pairs_of_chats(part, Path(source)).add_column("kind", part["kind"])
+                for name, part in chats.items()
+            }
         heldout = list(data.load("heldout", "validation")["text"])
         return Rows(splits["train"], splits["validation"], splits["test"], heldout)
     if Path(source).is_file():
@@ -113,8 +143,9 @@ def load_rows(source: str) -> Rows:
     for file in (files["train"], files["test"]):
         if not file.is_file():
             raise FileNotFoundError(
-                f"data is {source!r}. Allowed is {COURSE_DATA!r}, a JSONL file, or a folder with "
-                f"train.jsonl and test.jsonl. There is no '{file}'. Make it, or correct its name."
+                f"data is {source!r}. Allowed is {COURSE_DATA!r}, {COURSE_CHATS!r}, a JSONL file, "
+                f"or a folder with train.jsonl and test.jsonl. There is no '{file}'. Make it, or "
+                "correct its name."
             )
     found = {name: _read(file) for name, file in files.items() if file.is_file()}
     heldout = list(found["heldout"]["text"]) if "heldout" in found else []
@@ -126,6 +157,30 @@ def load_rows(source: str) -> Rows:
                 f"have one of these: {FORMS}. Write them in one form."
             )
     return rows
+
+
+def load_pairs(source: str) -> Dataset:
+    """Return pairs of answers, the course's or a file's, with the columns of `PAIR` alone.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing, or there is no row.
+    """
+    if source == COURSE_PAIRS:
+        return data.load(COURSE_PAIRS, "train").select_columns(list(PAIR))
+    if not Path(source).is_file():
+        raise FileNotFoundError(
+            f"pairs is {source!r}. Allowed is {COURSE_PAIRS!r}, or a JSONL file with the columns "
+            f"{', '.join(PAIR)}. There is no such file. Make it, or correct its name."
+        )
+    with data.no_progress_bars():
+        rows = load_dataset("json", data_files=glob.escape(source), split="train")
+    if not len(rows) or not set(PAIR) <= set(rows.column_names):
+        raise ValueError(
+            f"'{source}' has {len(rows)} rows with the columns {', '.join(rows.column_names)}. "
+            f"Allowed are pairs: {', '.join(PAIR)}, at least one row. Write them so."
+        )
+    return rows.select_columns(list(PAIR))
 
 
 def _read(file: Path) -> Dataset:
@@ -146,6 +201,13 @@ def _read(file: Path) -> Dataset:
     if {"prompt", "completion"} <= columns:  # what else is there does not make it another form
         return rows.remove_columns([name for name in ("text", "messages") if name in columns])
     return rows
+
+
+def answer(row: dict[str, Any]) -> str:
+    """Return the text of a row's answer, of a chat that of its last message."""
+    completion = row["completion"]
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
+    return text.strip()
 
 
 def _pairs_of_chats(rows: Dataset, file: Path) -> Dataset:

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
 from course_utils import budget
-from course_utils.compare import worker
+from course_utils.compare import trainers, worker
 from course_utils.compare.experiments import METHODS, OTHER_NAMES, Experiment, require_unique
 from course_utils.compare.results import Job, Sources, best, jobs, table, usable
 from course_utils.configs import load_config
@@ -59,7 +59,7 @@ def require_valid(experiments: Sequence[Experiment], sources: Sources) -> None:
 def _problems(experiment: Experiment, sources: Sources) -> list[str]:
     """Return what is wrong with one experiment, in the words of the library that refuses it."""
     problems = []
-    own = [name for name in experiment.training if name in worker.OWN]
+    own = [name for name in experiment.training if name in trainers.OWN]
     if own:
         problems.append(f"training: {', '.join(own)} cannot be set, a comparison sets it itself")
     # transformers takes the old names only where the new ones are not set, as TRAINING sets one.
@@ -72,19 +72,22 @@ def _problems(experiment: Experiment, sources: Sources) -> list[str]:
         problems.append(f"peft: there is no peft_type {kind!r}, there is {', '.join(PeftType)}")
     elif experiment.peft is not None and "peft_type" not in experiment.peft:
         problems.append('peft: peft_type is missing, such as "LORA"')
-    if experiment.quantization is not None and experiment.peft is None:
+    if experiment.quantization is not None and not (experiment.peft or experiment.adapter):
         problems.append("quantization: quantized weights cannot be trained, so peft is required")
     if problems:
         return problems
     model = load_config(worker.model_path(experiment))
     for part, check in (
-        ("training", lambda: require_none(setting_problems(worker.sft_config(experiment)))),
+        ("training", lambda: require_none(setting_problems(trainers.config_of(experiment)))),
         (
             "peft",
             lambda: require_none(setting_problems(None, worker.peft_config(experiment), model)),
         ),
         ("quantization", lambda: worker.quantization_config(experiment)),
         ("data", lambda: sources.data(experiment)),
+        ("data", lambda: trainers.require_records(experiment, sources.rows(experiment.data))),
+        ("rewards", lambda: trainers.rewards(experiment.rewards)),
+        ("adapter", lambda: trainers.require_adapter(experiment)),
     ):
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -157,6 +160,12 @@ def within(
     """
     experiments = list(experiments)
     first = experiments[0]
+    other = next((e for e in experiments if e.trainer != "sft"), None)
+    if other is not None:
+        raise ValueError(
+            f"Minutes were given, and {other.name!r} is trained by {other.trainer}. Allowed is "
+            "sft, whose time for a token is known. Leave the minutes out, and give max_steps."
+        )
     rows, path = sources.rows(first.data), worker.model_path(first)
     count = sum(len(experiment.seeds) for experiment in experiments) * runs
     seconds = minutes * 60 / count - START_SECONDS
@@ -254,6 +263,12 @@ def at_rate(experiment: Experiment, learning_rate: float) -> Experiment:
 
 def _at_rates(experiment: Experiment, steps: Iterable[int]) -> list[Experiment]:
     """Return variants so many steps from the experiment's own rate, with its first seed."""
+    if experiment.trainer != "sft":
+        raise ValueError(
+            f"A sweep of {experiment.name!r} was asked for, which is trained by "
+            f"{experiment.trainer}. It chooses by validation loss, which sft alone has. Leave the "
+            "sweep out, and write an experiment for each rate."
+        )
     start = experiment.training.get("learning_rate")
     if isinstance(start, bool) or not isinstance(start, int | float) or start <= 0:
         raise ValueError(

@@ -22,67 +22,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_config
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_config
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
     set_seed,
 )
-from trl import SFTConfig, SFTTrainer
 
 from course_utils import hardware, metrics, models, quantization
+from course_utils.compare import trainers
 from course_utils.compare.experiments import Experiment
-from course_utils.compare.rows import COURSE_DATA, Rows, load_rows
+from course_utils.compare.rows import COURSE_CHATS, COURSE_DATA, Rows, answer, load_rows
 from course_utils.divergence import Diverged, StopOnDivergence
 from course_utils.memory import MeterCallback
 from course_utils.paths import located
 from course_utils.tokenizer_setup import PLAIN_TEMPLATE, with_pad_token
 
-# Arguments of SFTConfig for every run, unless its experiment says otherwise.
-TRAINING: dict[str, Any] = {
-    "num_train_epochs": 1,
-    "per_device_train_batch_size": 16,
-    "per_device_eval_batch_size": 32,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.05,
-    "max_length": 320,
-    "train_sampling_strategy": "group_by_length",
-    "activation_checkpointing": False,
-    "logging_steps": 5,
-    "eval_strategy": "steps",
-    "eval_steps": 0.25,
-}
-# What the comparison sets itself: a folder that is thrown away, a seed per run, nothing hidden.
-OWN: dict[str, Any] = {
-    "output_dir": "",
-    "seed": 0,
-    "data_seed": None,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "include_num_input_tokens_seen": "non_padding",
-    "logging_nan_inf_filter": False,  # a loss that is not a number has to be seen
-}
 OWN_DATA_LENGTH = 1024  # tokens of a row of the reader's own data, unless the experiment says more
+# Curves of a result, by the names that trainers log them under.
+CURVES = {
+    "loss": "loss", "validation_loss": "eval_loss", "reward": "reward", "margin": "rewards/margins",
+}  # fmt: skip
+OF_ONE_TRAINER = ("reward", "margin")  # GRPO's, and DPO's
 MEMORY_STEP = 2  # the first in which the optimizer has its state
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 Report = Callable[[dict[str, Any]], None]
-
-
-def sft_config(experiment: Experiment, seed: int = 0, folder: str = "unused") -> SFTConfig:
-    """Return the training arguments of one run."""
-    cuda = torch.cuda.is_available()
-    device = {"use_cpu": not cuda, "bf16": cuda and hardware.detect().bf16}
-    arguments = {**TRAINING, **device, **experiment.training, **OWN}
-    return SFTConfig(**{**arguments, "output_dir": folder, "seed": seed})
 
 
 def peft_config(experiment: Experiment) -> PeftConfig | None:
@@ -149,27 +123,27 @@ def _run(
 ) -> None:
     """Train and measure; what is known is put into `record` as soon as it is."""
     report({"phase": "loading"})
-    rows = load_rows(experiment.data).cut(experiment)
+    rows = load_rows(experiment.data).with_pairs(experiment).cut(experiment)
     model, tokenizer = _model_and_tokenizer(experiment)
     before = metrics.token_loss(model, tokenizer, rows.heldout) if rows.heldout else None
 
     set_seed(seed)
-    arguments = sft_config(experiment, seed, str(folder))
-    if rows.validation is None:
+    sft = experiment.trainer == "sft"
+    arguments = trainers.config_of(experiment, seed, str(folder))
+    if sft and rows.validation is None:
         arguments.eval_strategy = "no"
-    if experiment.data != COURSE_DATA and "max_length" not in experiment.training:
+    own = experiment.data not in (COURSE_DATA, COURSE_CHATS)
+    if sft and own and "max_length" not in experiment.training:
         arguments.max_length = min(metrics.context_length(model), OWN_DATA_LENGTH)
-    meter = MeterCallback(MEMORY_STEP)
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows.train.select_columns(rows.columns),
-        eval_dataset=rows.validation and rows.validation.select_columns(rows.columns),
-        processing_class=tokenizer,
-        peft_config=peft_config(experiment),
-        callbacks=[_ReportSteps(report), StopOnDivergence(), meter],
+    if experiment.trainer == "grpo" and "max_completion_length" not in experiment.training:
+        arguments.max_completion_length = _longest_answer(rows.train, tokenizer)
+    callbacks = [_ReportSteps(report), StopOnDivergence()]
+    trainer = trainers.made(
+        experiment, arguments, model, tokenizer, rows, peft_config(experiment), callbacks
     )
     trainer.remove_callback(PrinterCallback)
+    meter = MeterCallback(MEMORY_STEP, reference=getattr(trainer, "ref_model", None))
+    trainer.add_callback(meter)
     tuned = trainer.model
     record["trainable_parameters"] = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     report({"phase": "training"})
@@ -189,7 +163,7 @@ def _run(
         process_peak_bytes=_process_peak(),
     )
     evaluated = [step for step, _ in record["validation_loss"]]
-    if rows.validation is not None and trainer.state.global_step not in evaluated:
+    if sft and rows.validation is not None and trainer.state.global_step not in evaluated:
         trainer.evaluate()
         _put_curves(trainer, record)
 
@@ -219,18 +193,22 @@ def _model_and_tokenizer(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
         device_map={"": 0} if torch.cuda.is_available() else None,
         trust_remote_code=False,
     )
+    if experiment.adapter:
+        model = PeftModel.from_pretrained(model, located(experiment.adapter), is_trainable=True)
     return model, tokenizer
 
 
-def _put_curves(trainer: SFTTrainer, record: dict[str, Any]) -> None:
+def _put_curves(trainer: Trainer, record: dict[str, Any]) -> None:
     """Put what a trainer has logged so far into the record: losses by step, and its evaluations."""
     log = trainer.state.log_history
-    for name, curve in (("loss", "loss"), ("eval_loss", "validation_loss")):
-        record[curve] = [[entry["step"], entry[name]] for entry in log if name in entry]
+    for curve, name in CURVES.items():
+        points = [[entry["step"], entry[name]] for entry in log if name in entry]
+        if points or curve not in OF_ONE_TRAINER:
+            record[curve] = points
     record["evaluation_seconds"] = round(sum(entry.get("eval_runtime", 0.0) for entry in log), 3)
 
 
-def _quality(trainer: SFTTrainer, rows: Rows, record: dict[str, Any]) -> dict[str, float]:
+def _quality(trainer: Trainer, rows: Rows, record: dict[str, Any]) -> dict[str, float]:
     """Return the test's figures: of a split with a column `kind`, each kind by itself.
 
     Where the answers are JSON, the model writes its own, and they are compared. Else a right answer
@@ -242,14 +220,14 @@ def _quality(trainer: SFTTrainer, rows: Rows, record: dict[str, Any]) -> dict[st
         figures["validation loss"] = record["validation_loss"][-1][1]
         figures["perplexity"] = math.exp(figures["validation loss"])
     test, tokenizer = rows.test, trainer.processing_class
-    references = [_answer(row) for row in test] if "completion" in rows.columns else []
+    references = [answer(row) for row in test] if "completion" in rows.columns else []
     if not references or not all(metrics.json_record(text) is not None for text in references):
         trainer.evaluate(test.select_columns(rows.columns))
         logged = trainer.state.log_history[-1]
         return figures | {
             "test loss": logged["eval_loss"], "token accuracy": logged["eval_mean_token_accuracy"]
         }  # fmt: skip
-    longest = max(len(ids) for ids in tokenizer(references)["input_ids"]) + 8
+    longest = _longest_answer(test, tokenizer)
     answers = metrics.generate(
         trainer.model, tokenizer, test["prompt"], max_new_tokens=longest, progress=False
     )
@@ -264,11 +242,9 @@ def _quality(trainer: SFTTrainer, rows: Rows, record: dict[str, Any]) -> dict[st
     return figures
 
 
-def _answer(row: dict[str, Any]) -> str:
-    """Return the text of a row's answer, of a chat that of its last message."""
-    completion = row["completion"]
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return text.strip()
+def _longest_answer(rows: Dataset, tokenizer: Any) -> int:
+    """Return the tokens of the longest answer, and a few more for its end."""
+    return max(len(ids) for ids in tokenizer([answer(row) for row in rows])["input_ids"]) + 8
 
 
 def _process_peak() -> int | None:

@@ -28,11 +28,13 @@ from course_utils.exercises import (
     lesson_09,
     lesson_10,
     lesson_11a,
+    lesson_12,
 )
 
 _LESSONS = (
     lesson_00, lesson_01, lesson_02, lesson_03, lesson_04, lesson_05,
     lesson_06, lesson_07, lesson_08, lesson_09, lesson_10, lesson_11a,
+    lesson_12,
 )  # fmt: skip
 _CHECKS: dict[str, Callable[..., tuple[bool, str]]] = {
     f"{lesson.__name__.rpartition('_')[2][:2]}-{name}": function

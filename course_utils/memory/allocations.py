@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from course_utils.memory.step_memory import CATEGORIES, PHASES, Sample
+from course_utils.memory.step_memory import ALL_PHASES, CATEGORIES, Sample
 
 SAMPLES = 400
 # What runs at a moment. "recompute" is gradient checkpointing's second forward pass, which is a
@@ -41,7 +41,8 @@ class Allocations:
     """Storages and the events (one is allocated, one is freed) in order, with marks between them.
 
     A *run* lasts as long as one kind of work ("begin", where what earlier steps left is counted,
-    "forward", "backward", "recompute", "clip", "optimizer", "end"). A *region* is finer, for the
+    "forward", "backward", "recompute", "clip", "optimizer", "end", and without gradients
+    "generate" and "score"). A *region* is finer, for the
     extrapolation: a phase, and a decoder layer's number, or what comes "before" or "after" the
     layers.
     """
@@ -128,10 +129,10 @@ def phases_and_timeline(
     """Return each phase's highest moment, and all moments in order but for those of loading."""
     peaks = {
         phase: highest(np.array([row for name, row in moments if name == phase]))
-        for phase in PHASES
+        for phase in ALL_PHASES
         if any(name == phase for name, _ in moments)
     }
-    steps = PHASES[1:]
+    steps = ALL_PHASES[1:]
     timeline = tuple(Sample(phase, _by_name(row)) for phase, row in moments if phase in steps)
     return {phase: _by_name(row) for phase, row in peaks.items()}, timeline
 

@@ -26,22 +26,36 @@ PAGED_FROM = 100_000
 
 
 @contextmanager
-def attached(meter: MemoryMeter, model: nn.Module, optimizer: Any = None) -> Iterator[None]:
+def attached(
+    meter: MemoryMeter,
+    model: nn.Module,
+    optimizer: Any = None,
+    reference: nn.Module | None = None,
+) -> Iterator[None]:
     """Count what a model holds, and follow its passes and its optimizer until the context ends.
 
-    Nothing that the hooks do changes a value.
+    A `reference` that is a model of its own is counted and followed too. Nothing that the hooks do
+    changes a value.
     """
-    for category, tensor in static_tensors(model):
+    models = [model] if reference is None else [model, reference]
+    for category, tensor in (held for one in models for held in static_tensors(one)):
         meter.add(tensor, category)
     with ExitStack() as stack:
 
         def hook(handle: Any) -> None:
             stack.callback(handle.remove)
 
-        hook(model.register_forward_pre_hook(lambda *_: _start_forward(meter)))
-        body = body_of(model)
-        if body is not None:
-            hook(body.register_forward_hook(lambda *call: _start_head(meter, call[-1])))
+        for one in models:
+            # `generate` of a model that PEFT wraps calls the one inside.
+            for part in {one, unwrapped(one)}:
+                hook(
+                    part.register_forward_pre_hook(
+                        lambda _, args, options: _start_forward(meter, options), with_kwargs=True
+                    )
+                )
+            body = body_of(one)
+            if body is not None:
+                hook(body.register_forward_hook(lambda *call: _start_head(meter, call[-1])))
 
         def note_gradient(parameter: torch.Tensor) -> None:
             if parameter.grad is not None:  # a layer can give none: experts in FP8, say
@@ -56,10 +70,12 @@ def attached(meter: MemoryMeter, model: nn.Module, optimizer: Any = None) -> Ite
         yield
 
 
-def _start_forward(meter: MemoryMeter) -> None:
+def _start_forward(meter: MemoryMeter, options: dict[str, Any]) -> None:
+    """A pass starts; without gradients it writes a token, with a cache, or scores what is there."""
     if not in_backward():
         meter.in_head = False
-        meter.start("forward")
+        without = "generate" if options.get("use_cache") else "score"
+        meter.start("forward" if torch.is_grad_enabled() else without)
 
 
 def _start_head(meter: MemoryMeter, output: Any) -> None:
@@ -122,7 +138,9 @@ class Measurement:
 
 
 @contextmanager
-def measure(model: nn.Module, optimizer: Any = None) -> Iterator[Measurement]:
+def measure(
+    model: nn.Module, optimizer: Any = None, reference: nn.Module | None = None
+) -> Iterator[Measurement]:
     """Measure the training step in the `with` block; it must run the model forward and backward.
 
     Forward, backward, clipping and the optimizer's step are told apart by themselves::
@@ -135,12 +153,13 @@ def measure(model: nn.Module, optimizer: Any = None) -> Iterator[Measurement]:
         measurement.memory
 
     The first step of an optimizer that makes its state on the way is lower than the others:
-    measure the second.
+    measure the second. `reference` is a second model that the step asks, such as `ref_model` of
+    DPOTrainer in full fine-tuning.
     """
     measurement, host = Measurement(), 0
     meter = MemoryMeter(next(model.parameters()).device.type)
     allocations = meter.allocations
-    with attached(meter, model, optimizer):
+    with attached(meter, model, optimizer, reference):
         # What lies there from earlier steps is no part of loading, and does not come with forward.
         allocations.start_run("begin")
         for parameter in model.parameters():
@@ -164,15 +183,17 @@ class MeterCallback(TrainerCallback):
 
     `step` is the number of the step, counted from 1; `memory` has the table afterwards. All other
     steps run without the meter. The second step is the first in which the optimizer has its state.
+    `reference` is a model of its own that the trainer compares with (`trainer.ref_model`); a
+    callback that needs it is added once the trainer is there, by `trainer.add_callback`.
     A step that is broken off, by an error or by Ctrl-C in a notebook, ends without a table.
     """
 
     _measuring: ClassVar[set[MeterCallback]] = set()
 
-    def __init__(self, step: int = 2) -> None:
+    def __init__(self, step: int = 2, reference: nn.Module | None = None) -> None:
         if not isinstance(step, int) or step < 1:
             raise ValueError(f"step={step!r}. Allowed is a whole number from 1 on.")
-        self.step = step
+        self.step, self.reference = step, reference
         self.memory: StepMemory | None = None
         self._running = ExitStack()
         self._measurement = Measurement()
@@ -193,7 +214,7 @@ class MeterCallback(TrainerCallback):
             if events is not None:  # a cell that has ended runs no more steps
                 events.register("post_run_cell", self.stop)
                 self._running.callback(events.unregister, "post_run_cell", self.stop)
-            step = measure(kwargs["model"], kwargs["optimizer"])
+            step = measure(kwargs["model"], kwargs["optimizer"], self.reference)
             self._measurement = self._running.enter_context(step)
 
     def on_step_end(

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_utils.memory.allocations import PHASE_OF, Allocations
-from course_utils.memory.step_memory import PHASES
+from course_utils.memory.step_memory import ALL_PHASES
 
 # PyTorch's CUDA allocator hands out multiples of this (kMinBlockSize in CUDACachingAllocator).
 CUDA_BLOCK = 512
@@ -40,6 +40,7 @@ class MemoryMeter(TorchDispatchMode):
         self.device, self.simulated = device, simulated or device
         self.block = CUDA_BLOCK if self.simulated == "cuda" else 1
         self.in_head = False  # between the last hidden state and its gradient
+        self.paused = False  # while what is done is no part of the step
         self.allocator: dict[str, int] = {}
         # By the id of a storage: the storage, and its number among the allocations.
         self._known: dict[int, tuple[weakref.ref, int]] = {}
@@ -87,7 +88,7 @@ class MemoryMeter(TorchDispatchMode):
 
     def read_allocator(self) -> None:
         """Note CUDA's own peak since the phase started."""
-        if self.device == "cuda" and self._phase in PHASES[1:]:
+        if self.device == "cuda" and self._phase in ALL_PHASES[1:]:
             now = torch.cuda.max_memory_allocated()
             self.allocator[self._phase] = max(now, self.allocator.get(self._phase, 0))
 
@@ -99,6 +100,8 @@ class MemoryMeter(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         if in_backward():
             # Inside backward, autograd is on only where checkpointing computes a layer again.
             self.start("recompute" if torch.is_grad_enabled() else "backward")

@@ -23,6 +23,9 @@ CATEGORIES = (
     "temporaries",
 )
 PHASES = ("load", "forward", "backward", "clip", "optimizer")
+# What steps of DPO and GRPO have next to these, without gradients: completions that the model
+# writes with a cache, and log-probabilities, the reference's for example.
+ALL_PHASES = ("load", "generate", "score", *PHASES[1:])
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 SCHEMA = 1
 
@@ -44,9 +47,12 @@ class Sample:
 class StepMemory(Result):
     """The memory of one training step, in bytes, each phase at its own peak.
 
-    `phases` has, for each phase in order, the bytes of every category at that phase's peak:
+    `phases` has, for each phase, the bytes of every category at that phase's peak. "generate" (with
+    the cache of keys and values among the temporaries) and "score" (passes without gradients, such
+    as the reference's in DPO) are there where a step has them:
 
-    - *weights*: the model's parameters and buffers, with the scales of quantized ones;
+    - *weights*: the model's parameters and buffers, with the scales of quantized ones, and those of
+      a reference model that is a copy;
     - *adapters*: the parameters that PEFT added;
     - *gradients*: what is in `.grad`; *optimizer state*: what the optimizer keeps between steps;
     - *activations*: what the forward pass keeps for the backward pass, with the batch itself and

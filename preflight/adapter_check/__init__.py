@@ -2,11 +2,13 @@
 
 >>> check_adapter("runs/adapter")  # what it is, what goes wrong with it where, who can serve it
 >>> check_adapter("runs/adapter", "llama-3.1-8b")  # and whether it fits that base
+>>> as_plain_lora("runs/adapter", "runs/plain")  # the same, scaled alike by every engine
 
 It reads the config and the header of the weights, in safetensors; it opens no pickle, loads no
-weight and changes nothing. What a loaded model answers, only a comparison says: lesson 09.
+weight and changes nothing (`as_plain_lora` writes another folder). What a loaded model answers,
+only a comparison says: lesson 09.
 
-Used by lessons: 09.
+Used by lessons: 09, 12.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from typing import TYPE_CHECKING
 from course_utils.display import html_table
 from preflight.adapter_check.engines import Served, engine_rows, served_by
 from preflight.adapter_check.folder import CONFIG, read_folder
+from preflight.adapter_check.plain import as_plain_lora
 from preflight.adapter_check.uses import use_findings
 from preflight.findings import FindingsReport, findings_html
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["AdapterReport", "check_adapter"]
+__all__ = ["AdapterReport", "as_plain_lora", "check_adapter"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Whether an adapter fits its base: names and shapes, held against what peft makes on the base.
 
-Used by lessons: 09.
+Used by lessons: 09, 12.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each fact was read in the source of the version named, or measured, on 2026-11-30. What hangs on the
 base (which of its layers an engine has LoRA for) is not looked at.
 
-Used by lessons: 09.
+Used by lessons: 09, 12.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ UNUSUAL = (
     "monteclora_config",
     "kasa_config",
 )
+ONE_ALPHA = "it has one alpha for all layers; as_plain_lora puts the others into the matrices"
 # Of these peft makes a model only by get_peft_model: tests/test_adapter_check.py asks peft.
 NOT_INJECTED = (
     "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "FROD", "MULTITASK_PROMPT_TUNING", "P_TUNING",
@@ -157,14 +158,21 @@ def _rslora(folder: AdapterFolder) -> str:
         return ""
     factor = sqrt(folder.rank)
     return (
-        f"rsLoRA: it scales by alpha / r, {factor:.1f} times too little; with one rank, "
-        f"--lora-scaled FILE:{factor:.4g} makes up for it"
+        f"rsLoRA: it scales by alpha / r, {factor:.1f} times too little; as_plain_lora puts that "
+        f"into the matrices (or, with one rank, --lora-scaled FILE:{factor:.4g} makes up for it)"
     )
 
 
 def _norms(folder: AdapterFolder) -> str:
     count = len(folder.tensors) - len(folder.others(LLAMA_NORMS))
     return f"it skips the {count} trained norms when it loads them" if count else ""
+
+
+def _of_tied(folder: AdapterFolder) -> str:
+    """Return what llama.cpp takes on untied embeddings alone; with tied ones it ends."""
+    parts = {"lora_embedding_": "the embedding", "lm_head.lora_": "the output layer"}
+    names = [text for part, text in parts.items() if folder.has(part)]
+    return f"LoRA on {' and '.join(names)}; where both are tied, it ends" if names else ""
 
 
 def _unusual(folder: AdapterFolder) -> str:
@@ -207,9 +215,10 @@ FACTS = (
     Fact(LLAMA, "refuses", _unread(LLAMA_READS), CONVERT),
     Fact(LLAMA, "refuses", _setting("layer_replication"), "src/llama-adapter.cpp"),
     Fact(LLAMA, "changes", _rslora, APPLY),
-    Fact(LLAMA, "changes", _setting("alpha_pattern", "it has one alpha for all layers"), APPLY),
+    Fact(LLAMA, "changes", _setting("alpha_pattern", ONE_ALPHA), APPLY),
     Fact(LLAMA, "changes", _start, CONVERT),
     Fact(LLAMA, "changes", _norms, "src/llama-adapter.cpp"),
+    Fact(LLAMA, "not known", _of_tied, "measured with xllamacpp 2026.10.11549"),
     Fact(LLAMA, "not known", _unusual, "not tried"),
     Fact(VLLM, "not known", _unusual, "not tried"),
     Fact(TRANSFORMERS, "refuses", _not_injected, INJECT),

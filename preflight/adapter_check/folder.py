@@ -1,6 +1,6 @@
 """An adapter's folder as it lies on the disk: its config, and the header of its weights.
 
-Used by lessons: 09.
+Used by lessons: 09, 12.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each was measured on peft 0.21.2 and transformers 5.24.0 on 2026-11-30, and on the older versions of
 peft that a row names: tests/test_adapter_check.py.
 
-Used by lessons: 09.
+Used by lessons: 09, 12.
 """
 
 from __future__ import annotations

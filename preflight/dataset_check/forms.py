@@ -33,6 +33,8 @@ class Format:
     "unknown". `source` names, for each column of the target, the column it comes from; `convert`
     does what more is needed, and `expand` what makes more than one row of a row, or none. `chat`
     says whether the target's values are lists of messages. `note` is a fault of the whole form.
+    `worse` is the same form with the worse answer for the answer, where a row has two; `paired`
+    says that a row is expanded to both. `marked` says that rows are marked good or bad.
     """
 
     name: str
@@ -43,6 +45,9 @@ class Format:
     convert: Callable[[Row], Row] | None = None
     expand: Callable[[Row], list[Row]] | None = None
     note: tuple[str, str] | None = None
+    worse: Format | None = None
+    paired: bool = False
+    marked: bool = False
 
     def extract(self, row: Row) -> Row:
         """Return the row as the columns of the target form, `MISSING` where it lacks one."""

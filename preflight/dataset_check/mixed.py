@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 
 from preflight.dataset_check.formats import filled, lacks, other_form, recognise
 from preflight.dataset_check.forms import Format, Row, select_code
+from preflight.dataset_check.pairs import as_pairs
+from preflight.dataset_check.prompts import as_prompts
 from preflight.dataset_check.report import Tally
+
+
+def _form_for(trainer: str, known: Format, columns: Sequence[str], sample: Sequence[Row]) -> Format:
+    """Return the form in which a trainer takes columns, of which `known` is the one for SFT."""
+    if trainer == "grpo":
+        return as_prompts(columns, sample)
+    return as_pairs(known, columns, sample) if trainer == "dpo" else known
 
 
 @dataclass
@@ -29,8 +38,13 @@ class Forms:
     may have another form of its own, though; the last word is `most`, after the last row.
     """
 
-    def __init__(self, columns: Sequence[str], sample: Sequence[Row], max_rows: int) -> None:
-        self.form = recognise(columns, sample)
+    def __init__(
+        self, columns: Sequence[str], sample: Sequence[Row], max_rows: int, trainer: str = "sft"
+    ) -> None:
+        known = recognise(columns, sample)
+        self.pairs = known if known.worse else None  # what SFTTrainer would take of pairs
+        self.form = _form_for(trainer, known, columns, sample)
+        self._trainer = trainer
         self._max_rows = max_rows
         names = dict.fromkeys(n for r in sample if not lacks(self.form, r) for n in filled(r))
         self._parts = {self.form.name: _Part(self.form, [*names], Tally(max_rows))}
@@ -42,7 +56,7 @@ class Forms:
         if lacks(form, row):
             names = filled(row)
             if names not in self._others:
-                self._others[names] = other_form(row)
+                self._others[names] = other_form(row) if self._trainer == "sft" else None
             form = self._others[names] or form
         part = self._parts.get(form.name)
         if part is None:

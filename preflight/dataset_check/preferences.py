@@ -44,12 +44,14 @@ def preference(
     `asked` is the column of the prompt and `column` that of a conversation, if there is one;
     `pair` makes the form of a question and its answer in two columns of text.
     """
-    better = next((pair[0] for pair in ANSWERS if {*pair} <= {*columns}), None)
-    if better is None:
+    names = next((names for names in ANSWERS if {*names} <= {*columns}), None)
+    if names is None:
         return None
-    form = _preference(columns, sample, asked, column, better, pair)
-    named = better == "chosen" and form.note
-    return form if named else replace(form, note=("preference_data", DPO))
+    form, worse = (_preference(columns, sample, asked, column, name, pair) for name in names)
+    # It takes a column of prompts for the prompt, whatever the answers begin with.
+    whole = form.target != "prompt-completion" and "prompt" in columns
+    named = names[0] == "chosen" and form.note and not whole
+    return replace(form, worse=worse, note=form.note if named else ("preference_data", DPO))
 
 
 def _preference(
@@ -181,5 +183,6 @@ def unpaired(form: Format, columns: Sequence[str], sample: Sequence[Row]) -> For
         name=f"unpaired preference ({form.name})",
         mapping=f"{chosen}\n{then}",
         expand=expand,
+        marked=True,
         note=("unpaired_preference", said),
     )

@@ -6,14 +6,14 @@ Used by lessons: 01.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from preflight.dataset_check.private import redacted
-from preflight.dataset_check.rules import RULES
+from preflight.dataset_check.rules import RULES, Rule
 from preflight.findings import Finding, findings_html
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ class Tally:
 class Collector:
     """Gathers the faults of one split."""
 
-    def __init__(self, split: str, max_rows: int) -> None:
-        self.split = split
+    def __init__(self, split: str, max_rows: int, rules: Mapping[str, Rule] = RULES) -> None:
+        self.split, self._rules = split, rules
         # By the kind of fault and, for lines, which count in one file, the file.
         self._found: dict[tuple[str, str], Tally] = defaultdict(partial(Tally, max_rows))
 
@@ -128,7 +128,7 @@ class Collector:
         """Return what was gathered, one finding for each kind of fault."""
         found = []
         for (code, _), one in self._found.items():
-            severity, what, fix = RULES[code]
+            severity, what, fix = self._rules[code]
             where = what, one.count, tuple(one.rows), fix, self.split
             found.append(Finding(severity, code, *where, one.example))
         return found

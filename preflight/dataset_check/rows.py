@@ -31,6 +31,7 @@ LABEL_COLUMNS = ("label", "labels", "tags", "ner_tags", "pos_tags")
 BLOCKING = frozenset(
     "missing_column none_value wrong_type mixed_forms messages_as_text bad_unicode".split()
 )
+OF_PROMPTS = frozenset("unknown_role system_not_first assistant_first repeated_role".split())
 
 Fault = tuple[str, object]  # a code of the rules and what to quote
 
@@ -57,6 +58,8 @@ def row_faults(columns: Row, form: Format, texts: list[str]) -> list[Fault]:
             faults += [] if form.chat else [("mixed_forms", value)]
             roles += [message["role"] for message in value]
     prompt = columns.get("prompt")
+    if form.target == "prompt":  # the answer is not there yet
+        return faults + [fault for fault in _role_faults(roles) if fault[0] in OF_PROMPTS]
     if isinstance(prompt, str) and prompt.strip() and prompt[-1] in " \t":
         faults.append(("prompt_ends_in_space", prompt[-30:]))
     return faults + list(_role_faults(roles))

@@ -9,6 +9,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from preflight.dataset_check.pair_rules import (
+    NAMES,
+    OTHERWISE,
+    PAIR_ERRORS,
+    PAIR_NOTES,
+    PAIR_WARNINGS,
+)
+
 
 class Rule(NamedTuple):
     """How bad a kind of fault is, what it is and does, and how to fix it."""
@@ -225,7 +233,8 @@ WARNINGS = {
     "preference_data": (
         "Preference data: each row has a better answer and a worse one. SFT learns the one that is "
         "chosen, and never sees the other.",
-        "To learn from both, use TRL's DPOTrainer; for SFT, run the mapping.",
+        "To learn from both, use TRL's DPOTrainer; for SFT, run the mapping. As pairs alone: "
+        "check(..., trainer='dpo'), or --trainer dpo.",
     ),
     "unpaired_preference": (
         "Answers marked good (true) and bad (false). SFTTrainer ignores the mark, so that it would "
@@ -435,6 +444,22 @@ NOTES = {
 # A report names the faults in this order.
 RULES = {
     code: Rule(severity, what, fix)
-    for severity, rules in (("error", ERRORS), ("warning", WARNINGS), ("info", NOTES))
+    for severity, rules in (
+        ("error", ERRORS | PAIR_ERRORS),
+        ("warning", WARNINGS | PAIR_WARNINGS),
+        ("info", NOTES | PAIR_NOTES),
+    )
     for code, (what, fix) in rules.items()
 }
+
+
+def rules_of(trainer: str) -> dict[str, Rule]:
+    """Return what the faults do to the training of a trainer: sft, dpo or grpo."""
+    name = NAMES[trainer]
+    rules = {
+        code: Rule(rule.severity, *(text.replace(NAMES["sft"], name) for text in rule[1:]))
+        for code, rule in RULES.items()
+    }
+    for code, texts in OTHERWISE.get(trainer, {}).items():
+        rules[code] = Rule(RULES[code].severity, *texts)
+    return rules

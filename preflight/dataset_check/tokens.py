@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any
 
+from course_utils.tokenizer_setup import first_token_differs
 from preflight.dataset_check.forms import Format, Row
 from preflight.dataset_check.rendering import SANITIZED, Messages, Renderer, settings
 from preflight.dataset_check.rows import Fault
 from preflight.dataset_check.sampling import Ends, Sample, Shape, encoded, shape_of
 from preflight.dataset_check.token_ids import ids_faults, length_faults
-from preflight.dataset_check.versions import first_token_differs
 from preflight.dataset_check.words import WordFaults, dates_in
 
 BATCH = 500  # rows tokenised at once
@@ -101,6 +101,8 @@ class TokenFaults:
             yield from (list(ids_faults(row, known, self.max_length)) for row in rows)
         elif self.tokenizer is None or (self.form.chat and not self.renderer.template):
             yield from ([] for _ in rows)
+        elif self.form.target == "prompt":
+            yield from ([*self._prompt_faults(row["prompt"])] for row in rows)
         elif self.form.chat:
             for start in range(0, len(rows), CHATS):
                 chats = [self._chat(row) for row in rows[start : start + CHATS]]
@@ -110,6 +112,23 @@ class TokenFaults:
             yield from self._text_faults([row["text"] for row in rows])
         else:
             yield from self._pairs_faults(rows)
+
+    def _prompt_faults(self, prompt: Any) -> Iterator[Fault]:
+        """Yield the faults of a prompt that the model is to answer in training."""
+        if isinstance(prompt, str):
+            ids = self._tokenise([prompt])[0]
+            yield from self._doubled(prompt, ids)
+        else:
+            options = {"add_generation_prompt": True}
+            try:
+                text = self.renderer.text(prompt, options)
+                ids = self.renderer.tokens([text])[0]
+            except Exception as error:  # a template may raise anything, and that is the finding
+                yield from self.words.of_refused(prompt, options, error)
+                return
+            yield from self.words.of(prompt, options, text)
+        if len(ids) > self.max_length:
+            yield "too_long", len(ids)
 
     def _text_faults(self, texts: list[str]) -> Iterator[list[Fault]]:
         tokens = self._tokens_of([*map(self._ended, texts)], [False] * len(texts))

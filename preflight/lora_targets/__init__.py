@@ -1,6 +1,6 @@
 """What LoRA can target in a model, and whether a list of names hits it.
 
-Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10, 12.
 """
 
 from preflight.lora_targets.adapters import Adapters, make_adapters, refused_names

@@ -1,6 +1,6 @@
 """What peft adapts in a model for the arguments of LoraConfig: asked of peft itself, on a copy.
 
-Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10, 12.
 """
 
 from __future__ import annotations

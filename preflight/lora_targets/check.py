@@ -1,6 +1,6 @@
 """Checks a list of target names against a model: what each matches, and what was meant.
 
-Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10, 12.
 """
 
 from __future__ import annotations

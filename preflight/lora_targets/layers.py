@@ -1,6 +1,6 @@
 """The layers of a model that LoRA can adapt: where each is, its kind, its shape, what it costs.
 
-Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10, 12.
 """
 
 from __future__ import annotations

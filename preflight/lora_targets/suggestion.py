@@ -1,6 +1,6 @@
 """Suggests arguments for LoraConfig that target what is asked for, and nothing else.
 
-Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10, 12.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The table of what LoRA can target in a model.
 
-Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10.
+Used by lessons: 02, 03, 04, 05a, 06, 07, 08, 09, 10, 12.
 """
 
 from __future__ import annotations

@@ -33,6 +33,9 @@ through the step, so it comes on top of every moment of theirs, and the few laye
 none. What the passes leave once their graph is freed lies under every moment of clipping and of the
 optimizer's step, but for the gradients, which that step counts itself.
 
+Of DPO and GRPO, step 3 has more passes than two: the reference's, and a generation's first token
+and last (trl_steps). The levels of each are extrapolated in the same way, from four layers to five.
+
 Used by lessons: 02, 04, 05a, 07, 08, 10.
 """
 
@@ -40,12 +43,13 @@ from preflight.memory_plan.advice import Change, Overhead, largest
 from preflight.memory_plan.default_adapter import default_adapter
 from preflight.memory_plan.gpu_fit import GPUFit, GPUFitTable, fit_gpus, plan_text
 from preflight.memory_plan.gpus import GPU, GPUS, find_gpu, gpu_table
-from preflight.memory_plan.options import METHODS, OPTIMIZERS
+from preflight.memory_plan.options import GENERATIONS, METHODS, OPTIMIZERS
 from preflight.memory_plan.predict import Shared, predict
 from preflight.memory_plan.sharding import Units, sharded, units
 from preflight.memory_plan.throughput import flops_per_token, tokens_per_second
 
 __all__ = [
+    "GENERATIONS",
     "GPU",
     "GPUS",
     "METHODS",

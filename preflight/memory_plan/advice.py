@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import floor
+from math import floor, gcd
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from course_utils.memory.step_memory import StepMemory, size_text
 from preflight.memory_plan.gpus import GPU
+from preflight.memory_plan.options import GENERATIONS
 from preflight.memory_plan.predict import Shared, predict
 from preflight.memory_plan.sharding import Units, sharded, units
 from preflight.memory_plan.stored import methods
@@ -122,11 +123,12 @@ class Search:
         text = self.config.get_text_config()
         context = getattr(text, "max_position_embeddings", None) or LONGEST
         unit = min(TOKENS, context)
-        batch = largest(
-            lambda n: self.needed({**plan, "batch_size": n}),
+        group = _group(plan)
+        batch = group * largest(
+            lambda n: self.needed({**plan, "batch_size": group * n}),
             gpu.bytes,
-            start=plan["batch_size"],
-            end=max(LARGEST_BATCH, plan["batch_size"]),
+            start=plan["batch_size"] // group,
+            end=max(LARGEST_BATCH, plan["batch_size"]) // group,
             points=self.points[plan["method"], "batch_size"],
         )
         lengths = self.points[plan["method"], "length"]
@@ -134,9 +136,10 @@ class Search:
             lengths[plan["length"] // unit] = self.needed(plan)
         # With the attention kernels in use memory follows the tokens of a batch, however they are
         # divided into rows, so what the batches took is the first guess for the length.
-        batches = on_line(self.points[plan["method"], "batch_size"], gpu.bytes) or batch
+        groups = on_line(self.points[plan["method"], "batch_size"], gpu.bytes)
+        batches = group * groups if groups else batch
         tokens = largest(
-            lambda n: self.needed({**plan, "length": unit * n}),
+            lambda n: self.needed({**plan, **with_length(plan, unit * n)}),
             gpu.bytes,
             start=max(1, int(batches * plan["length"] / (plan["batch_size"] * unit))),
             end=context // unit,
@@ -204,6 +207,23 @@ class Search:
         return tuple(changes)
 
 
+def _group(plan: Mapping[str, Any]) -> int:
+    """Return the rows of which a batch has to have a multiple: GRPO writes whole groups."""
+    if plan.get("trainer") != "grpo":
+        return 1
+    generations = plan.get("num_generations", GENERATIONS)
+    return generations // gcd(generations, plan.get("gradient_accumulation_steps", 1))
+
+
+def with_length(plan: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Return the settings of another length, of which a completion keeps its share."""
+    completion = plan.get("completion_length")
+    if completion is None:
+        return {"length": length}
+    share = max(1, length * completion // plan["length"])
+    return {"length": length, "completion_length": share}
+
+
 def _after(plan: Mapping[str, Any], taken: Sequence[_Step]) -> dict[str, Any]:
     """Return a plan with steps taken."""
     plan = dict(plan)
@@ -233,8 +253,18 @@ def steps(plan: Mapping[str, Any], gpu: GPU) -> Iterator[_Step]:
     if not plan.get("gradient_checkpointing", True):
         yield _Step(
             "gradient checkpointing",
-            "activation_checkpointing=True in SFTConfig",
+            "gradient_checkpointing=True"
+            if plan.get("trainer") in ("dpo", "grpo")
+            else "activation_checkpointing=True in SFTConfig",
             {"gradient_checkpointing": True},
+        )
+    trainer = plan.get("trainer") or "sft"
+    if trainer == "dpo" and plan.get("reference") is not False:
+        yield _Step(
+            "the reference's log-probabilities beforehand",
+            "precompute_ref_log_probs=True in DPOConfig",
+            {"reference": False},
+            lightens=method == "full",
         )
     if plan.get("loss", "fused") != "fused":
         yield _Step("the fused loss", "SFTTrainer, loss='fused'", {"loss": "fused"})
@@ -261,9 +291,9 @@ def steps(plan: Mapping[str, Any], gpu: GPU) -> Iterator[_Step]:
         yield _Step("QLoRA", "method='qlora'", update, lightens=True)
     length = plan["length"] // 2
     while length >= SHORTEST:
-        yield _Step(f"length {length}", f"length={length}", {"length": length})
+        yield _Step(f"length {length}", f"length={length}", with_length(plan, length))
         length //= 2
-    if gpu.cuda:
+    if gpu.cuda and trainer not in ("dpo", "grpo"):
         for degree in (d for d in DEGREES if d > plan["shards"]):
             update = {"shards": degree}
             yield _Step(f"FSDP on {degree} GPUs", f"shards={degree}", update, lightens=True)

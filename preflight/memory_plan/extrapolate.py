@@ -72,8 +72,10 @@ class Layers:
         known = self.each is not None and self.each.steady
         if self.each is None:
             _check_config(config, options)
+        # Of a step with one pass forward and one backward alone two layers tell what five do.
+        several = options.trainer in ("dpo", "grpo")
         large = simulated_pass(_with_layers(config, WITH_MIDDLE), options)
-        if not known and FEW not in self.simulated:
+        if not known and not several and FEW not in self.simulated:
             two = simulated_pass(_with_layers(config, FIRST_AND_LAST), options)
             self.each = each_adds(two, large)
         if self.each is not None:
@@ -109,7 +111,7 @@ def _joined(
     """
     parts = list(_in_order(at, count))
     return Pass(
-        moments=[(phase, row) for phase, part in parts for row in part[:rows]],
+        moments=[(phase.partition(" ")[0], row) for phase, part in parts for row in part[:rows]],
         ended=parts[-2][1][-1],
         freed=parts[-1][1][-1],
         trained=trained,
@@ -176,10 +178,14 @@ def _levels(
         LayersDiffer: if the regions do not pair, or the layer in the middle is not between its
             neighbours.
     """
-    names = [(phase, where) for phase, where in small if isinstance(where, str)]
+    pairs = {}
     try:
-        pairs = {name: (small[name], large[name]) for name in names}
-        for phase in ("forward", "backward"):
+        for phase in dict.fromkeys(phase for phase, _ in small):
+            for where in ("before", "after"):
+                if (phase, where) in small:
+                    pairs[phase, where] = small[phase, where], large[phase, where]
+            if (phase, 0) not in small:
+                continue
             for place in (0, 1, -2, -1):
                 pairs[phase, place] = small[phase, place % FEW], large[phase, place % WITH_MIDDLE]
             below, middle, above = (large[phase, index] for index in (1, 2, 3))
@@ -207,11 +213,11 @@ def _in_order(at: dict[Region, np.ndarray], count: int) -> Iterator[tuple[str, n
     def others(*regions: Region) -> list[tuple[str, np.ndarray]]:
         return [(region[0], at[region]) for region in regions if region in at]
 
-    yield from others(("load", "before"), ("forward", "before"))
-    yield from layers("forward")
-    yield from others(("forward", "after"), ("backward", "before"))
-    yield from reversed(layers("backward"))
-    yield from others(("backward", "after"), ("end", "before"))
+    for phase in dict.fromkeys(phase for phase, _ in at):
+        yield from others((phase, "before"))
+        if (phase, 0) in at:
+            yield from reversed(layers(phase)) if phase == "backward" else layers(phase)
+        yield from others((phase, "after"))
 
 
 def _all_trained(

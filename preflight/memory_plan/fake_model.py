@@ -28,8 +28,12 @@ from course_utils.configs import auto_class
 from preflight.memory_plan.options import StepOptions
 from preflight.memory_plan.stored import holds_fp8, replace_layers
 
-# What SFTTrainer asks of its fused head: the loss, and what its two metrics need.
-SFT_OUTPUTS = ("log_probs", "entropy", "is_top1")
+# What each trainer asks of its fused head: the loss, and what its metrics need.
+OUTPUTS = {
+    "sft": ("log_probs", "entropy", "is_top1"),
+    "dpo": ("log_probs", "entropy", "mean_logits", "is_top1"),
+    "grpo": ("log_probs", "entropy"),
+}
 WHOLE_NUMBERS = (torch.bool, torch.int64, torch.int32)
 
 
@@ -49,8 +53,13 @@ class NoValues(TorchDispatchMode):
     """Answers what a step asks of values, which fake tensors do not have.
 
     A selection by a mask takes everything; a test ("is any of them infinite?") says no; a whole
-    number is 0. A float that is asked for still fails: nothing sensible can be said of it.
+    number is 0. A float that is asked for still fails, as nothing sensible can be said of it, but
+    where `floats` says that it is for a trainer's metrics alone: there it is 0.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.floats = False
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict | None = None
@@ -58,6 +67,8 @@ class NoValues(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype in WHOLE_NUMBERS:
             if getattr(args[0], "constant", None) is None:  # a fake tensor may know a single value
                 return False if args[0].dtype == torch.bool else 0
+        if self.floats and func is torch.ops.aten._local_scalar_dense.default:
+            return 0.0
         if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
             masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
             if len(masks) == 1 and args[1][-1] is masks[0]:
@@ -111,10 +122,24 @@ def build_model(config: PretrainedConfig, options: StepOptions, fake: FakeTensor
     if options.gradient_checkpointing:
         base.gradient_checkpointing_enable()
     if options.fused:
-        trl_utils.add_fused_lm_head(base, outputs=SFT_OUTPUTS)
+        trl_utils.add_fused_lm_head(base, outputs=OUTPUTS[options.trainer])
+    if options.trainer == "dpo":  # DPOConfig.disable_dropout
+        trl_utils.disable_dropout_in_model(model)
     _make_fake(model, fake, options.dtype)
     model.train()
     return model
+
+
+def build_reference(
+    config: PretrainedConfig, options: StepOptions, fake: FakeTensorMode
+) -> nn.Module | None:
+    """Return the second model that a full fine-tuning is held against, None where there is none."""
+    if not options.copied:
+        return None
+    model = build_base(config, options)
+    trl_utils.add_fused_lm_head(model)
+    _make_fake(model, fake, options.dtype)
+    return model.eval()
 
 
 def _cast_adapters(model: nn.Module, options: StepOptions) -> None:

@@ -23,6 +23,18 @@ from preflight.memory_plan.model_notes import model_notes
 from preflight.memory_plan.sharding import check_degree
 from preflight.memory_plan.stored import dequantized, holds_fp8
 
+TRAINER_NOTES = {
+    "dpo": (
+        "DPO: the batch counts pairs, two rows each. The score phase is the reference: an adapter "
+        "switched off, or in full fine-tuning a second model, counted as weights."
+    ),
+    "grpo": (
+        "GRPO: the batch counts completions, the length prompt and completion together. All "
+        "completions of a step are written at once, by generate and not by vLLM; its cache of keys "
+        "and values counts among the temporaries."
+    ),
+}
+
 
 @dataclass(frozen=True)
 class GPUFit:
@@ -89,6 +101,8 @@ class GPUFitTable:
         idle = sorted({name for row in self.rows for name in row.memory.settings.get("idle", ())})
         if idle:
             notes.append(f"No gradient reaches what would be trained in {', '.join(idle)}.")
+        trainers = {row.memory.settings.get("trainer") for row in self.rows}
+        notes += [TRAINER_NOTES[name] for name in TRAINER_NOTES if name in trainers]
         if self.unquantized:
             notes.append(
                 f"{self.unquantized:.0%} of the parameters are experts in 3-D tensors. "
@@ -187,6 +201,11 @@ def fit_gpus(
         FileNotFoundError, RuntimeError: as `load_config` and `predict` raise them.
     """
     check_degree(shards)
+    if shards > 1 and options.get("trainer") in ("dpo", "grpo"):
+        raise ValueError(
+            f"shards={shards} with trainer={options['trainer']!r}. FSDP is planned for the "
+            "trainers sft and trainer alone. Leave shards out."
+        )
     config = load_config(model)
     overhead = overhead or Overhead()
     chosen = list(GPUS) if gpus is None else [find_gpu(gpu) for gpu in _several(gpus)]
@@ -228,6 +247,14 @@ def _several(gpus: Any) -> list[Any]:
     return [gpus] if isinstance(gpus, str | int | float | GPU) else list(gpus)
 
 
+def _phases_text(memory: StepMemory) -> list[str]:
+    """Return what each phase takes, where a step has more of them than SFT's."""
+    if not {"generate", "score"} & memory.phases.keys():
+        return []
+    sizes = ", ".join(f"{phase} {size_text(memory.total(phase))}" for phase in memory.phases)
+    return [f"highest in each phase: {sizes}"]
+
+
 def plan_text(result: GPUFitTable) -> str:
     """Return what was found about one method as text: its parts, where it fits, what to do."""
     row = result.rows[0]
@@ -243,6 +270,7 @@ def plan_text(result: GPUFitTable) -> str:
         held.append(("in the machine's memory", size_text(row.memory.host)))
     lines = [
         text_table(held, (f"{what}, peak in the {row.memory.peak_phase} phase", "")),
+        *_phases_text(row.memory),
         "",
     ]
     for fits, words in ((True, "fits"), (False, "does not fit")):

@@ -97,6 +97,20 @@ def _no_packing(original: Any, position_ids: torch.Tensor) -> None:
     not build otherwise."""
 
 
+def _no_padding(
+    original: Any,
+    padding_mask: torch.Tensor | None,
+    q_length: int,
+    kv_length: int,
+    q_offset: int,
+    kv_offset: int,
+    local_attention_size: int | None = None,
+) -> bool:
+    """Rows are equally long: transformers would see in the mask's values that it masks nothing, and
+    leave it out."""
+    return original(None, q_length, kv_length, q_offset, kv_offset, local_attention_size)
+
+
 def _grouped_mm(
     original: Any,
     mat_a: torch.Tensor,
@@ -286,6 +300,7 @@ ON_GPU = (
     Name("bitsandbytes.functional.int8_vectorwise_quant", _int8_quantize),
     Name("torch.ops.bitsandbytes.int8_mixed_scaled_mm", _int8_product),
 )
+UNPADDED = Name("transformers.masking_utils._ignore_causal_mask_sdpa", _no_padding)
 # What is called as it is, and the operators that the meter's `scratch` knows by their names.
 CALLED = (
     Name("accelerate.utils.operations.convert_to_fp32", None, "tensor"),
@@ -308,15 +323,32 @@ CALLED = (
     Name("transformers.Trainer.get_optimizer_cls_and_kwargs", None, "args"),
     Name("trl.trainer.utils.add_fused_lm_head", None, "model outputs"),
 )
+# What the steps of two trainers call, looked at only for these: their modules load slowly.
+CALLED_BY = {
+    "dpo": (
+        Name("trl.DPOTrainer._compute_loss", None, "self model inputs return_outputs"),
+        Name("trl.trainer.utils.disable_dropout_in_model", None, "model"),
+    ),
+    "grpo": (
+        Name("trl.GRPOTrainer._compute_loss", None, "self model inputs"),
+        Name(
+            "trl.GRPOTrainer._get_per_token_logps_and_entropies",
+            None,
+            "self model input_ids attention_mask logits_to_keep batch_size",
+        ),
+        Name("trl.models.utils.disable_gradient_checkpointing", None, "model"),
+        Name("trl.trainer.utils.use_adapter", None, "model adapter_name"),
+    ),
+}
 
 
-def check_libraries(device: str) -> None:
-    """Look at all that the simulation of a step on a device ("cpu" or "cuda") relies on.
+def check_libraries(device: str, trainer: str = "sft") -> None:
+    """Look at all that the simulation of a trainer's step on a device ("cpu" or "cuda") relies on.
 
     Raises:
         LibraryChanged: if a library no longer has a name, or has changed its parameters.
     """
-    for name in (*_replaced(device), *CALLED):
+    for name in (*_replaced(device), UNPADDED, *CALLED, *CALLED_BY.get(trainer, ())):
         name.check()
 
 
@@ -325,10 +357,13 @@ def _replaced(device: str) -> tuple[Name, ...]:
 
 
 @contextmanager
-def patched(device: str) -> Iterator[None]:
-    """Run what is inside with what is to be replaced for a device ("cpu" or "cuda")."""
+def patched(device: str, masked: bool = True) -> Iterator[None]:
+    """Run what is inside with what is to be replaced for a device ("cpu" or "cuda").
+
+    `masked` says whether attention masks that are given have something to mask.
+    """
     with ExitStack() as stack:
-        for name in _replaced(device):
+        for name in (*_replaced(device), *(() if masked else (UNPADDED,))):
             module, _, function = name.path.rpartition(".")
             replacement = partial(name.replacement, resolve_name(name.path))
             stack.enter_context(patch.object(resolve_name(module), function, replacement))

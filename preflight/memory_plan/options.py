@@ -53,6 +53,10 @@ DTYPES = {
     "float16": torch.float16,
 }
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# The trainers whose steps are known; Trainer's loss is "full", TRL's is "fused".
+TRAINERS = ("sft", "trainer", "dpo", "grpo")
+# Defaults of GRPOConfig: max_completion_length, in tokens, and num_generations.
+COMPLETION, GENERATIONS = 256, 8
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 MIXED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,6 +86,10 @@ class StepOptions:
     gradient_accumulation_steps: int
     prepare_for_kbit: bool
     device: str
+    trainer: str | None
+    reference: bool | None
+    completion_length: int | None
+    num_generations: int
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
@@ -100,6 +108,7 @@ class StepOptions:
             raise ValueError(
                 f"length={self.length}. Allowed is 2 or more: a token is predicted from others."
             )
+        self._check_trainer()
         self.peft_config = _adapter(self.method, self.peft_config)
         self.quantization_config = _quantization(self.method, self.quantization_config)
         if self.prepare_for_kbit and self.quantization_config is None:
@@ -118,6 +127,72 @@ class StepOptions:
         self.dtype = _dtype("dtype", self.dtype)
         if self.adapter_dtype is not None:
             self.adapter_dtype = _dtype("adapter_dtype", self.adapter_dtype)
+
+    def _check_trainer(self) -> None:
+        """Settle what a trainer's step has; refuse what another's would have."""
+        if self.trainer is None:
+            self.trainer = "sft" if self.fused else "trainer"
+        _one_of("trainer", self.trainer, TRAINERS)
+        if self.fused == (self.trainer == "trainer"):
+            raise ValueError(
+                f"loss={self.loss!r} with trainer={self.trainer!r}. Trainer's loss is full, that "
+                "of TRL's trainers (sft, dpo, grpo) fused. Leave the loss or the trainer out."
+            )
+        known = self.trainer in ("dpo", "grpo")
+        if self.reference and not known:
+            raise ValueError(
+                f"reference=True with trainer={self.trainer!r}, which has no reference model. "
+                "Allowed are the trainers dpo and grpo. Leave it out."
+            )
+        if self.reference is None:  # GRPOConfig.beta is 0, and then there is none
+            self.reference = self.trainer == "dpo"
+        if self.trainer == "grpo":
+            self._check_generations()
+        elif self.completion_length is not None:
+            raise ValueError(
+                f"completion_length={self.completion_length!r} with trainer={self.trainer!r}, "
+                "whose step writes no completions. It goes with trainer='grpo'. Leave it out."
+            )
+
+    def _check_generations(self) -> None:
+        """Hold to GRPOConfig's own rules."""
+        if self.completion_length is None:
+            self.completion_length = min(COMPLETION, self.length // 2)
+        given, top = self.completion_length, self.length - 1
+        if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= top:
+            raise ValueError(
+                f"completion_length={given!r} with length={self.length}, which is prompt and "
+                f"completion together. Allowed is a whole number of 1 to {top}. Correct one."
+            )
+        count, rows = self.num_generations, self.generated_rows
+        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+            raise ValueError(
+                f"num_generations={count!r}. Allowed is a whole number from 2 on: a completion is "
+                "held against the others of its prompt. Correct it."
+            )
+        if rows % count:
+            raise ValueError(
+                f"{rows} completions are written at once (batch_size={self.batch_size} × "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}), which "
+                f"num_generations={count} does not divide. GRPOTrainer takes whole groups of a "
+                f"prompt alone. Give a batch_size that is a multiple of {count}, or other "
+                "num_generations."
+            )
+
+    @property
+    def generated_rows(self) -> int:
+        """The completions that GRPO writes at once: those of all batches of a step."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention gets a mask; flash_attention_2 takes the padding out instead."""
+        return self.padding and self.attention != "flash_attention_2"
+
+    @property
+    def copied(self) -> bool:
+        """Whether the reference is a second model: an adapter is switched off instead."""
+        return bool(self.reference) and self.peft_config is None
 
     @property
     def fused(self) -> bool:

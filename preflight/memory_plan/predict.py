@@ -28,7 +28,7 @@ from preflight.memory_plan.library_patches import (
     check_libraries,
     other_versions,
 )
-from preflight.memory_plan.options import StepOptions
+from preflight.memory_plan.options import GENERATIONS, StepOptions
 from preflight.memory_plan.simulate import STATE, Pass, Trained, run_optimizer, simulated_pass
 from preflight.memory_plan.stored import as_loaded
 
@@ -74,6 +74,10 @@ def predict(
     gradient_accumulation_steps: int = 1,
     prepare_for_kbit: bool = False,
     device: str = "cuda",
+    trainer: str | None = None,
+    reference: bool | None = None,
+    completion_length: int | None = None,
+    num_generations: int = GENERATIONS,
     layers: str = "auto",
     shared: Shared | None = None,
     timeline: bool = True,
@@ -95,7 +99,16 @@ def predict(
     "eager", "flash_attention_2" or None, which leaves it to transformers (sdpa where an
     architecture has it). `padding` says that rows differ in length, so that an attention mask is
     needed. `device` is where the step is to run; "cuda" stands for a GPU of the Ampere generation
-    or newer, where attention has its fused kernels. With `layers="auto"` a decoder whose layers are
+    or newer, where attention has its fused kernels.
+
+    `trainer` is "sft", "trainer", "dpo" or "grpo"; None leaves it to the loss. With "dpo" a batch
+    counts pairs, each two rows of `length`, and `reference` says whether the step asks the
+    reference (False: `precompute_ref_log_probs`); in full fine-tuning that is a second model. With
+    "grpo" it counts completions, written by `generate` for all batches of a step at once;
+    `length` is prompt and completion together, `completion_length` the completion's part (default:
+    256, or half), and `reference` says whether `beta` is other than 0.
+
+    With `layers="auto"` a decoder whose layers are
     all alike is simulated with a few of them and extrapolated exactly; where they differ, a warning
     is logged and each is simulated, as "all" does it. A model that sees or hears is planned for
     rows of text alone; a checkpoint that is quantized already, as transformers holds it in training
@@ -129,11 +142,15 @@ def predict(
         gradient_accumulation_steps=gradient_accumulation_steps,
         prepare_for_kbit=prepare_for_kbit,
         device=device,
+        trainer=trainer,
+        reference=reference,
+        completion_length=completion_length,
+        num_generations=num_generations,
     )
     config = as_loaded(load_config(model), options)
     if peft_config is None and options.peft_config is not None:
         options.peft_config = default_adapter(config)
-    check_libraries(device)
+    check_libraries(device, options.trainer)
     shared = shared or Shared()
     with _explained(f"A step of {config.model_type!r} with these options"):
         passes, simulated = _passes(config, options, layers, shared.layers, timeline)
@@ -149,6 +166,7 @@ def predict(
         "gradient_checkpointing": gradient_checkpointing,
         "optimizer": optimizer,
         "loss": loss,
+        "trainer": options.trainer,
         "attention": attention,
         "padding": padding,
         "prepare_for_kbit": prepare_for_kbit,

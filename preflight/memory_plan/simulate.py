@@ -6,7 +6,9 @@ Used by lessons: 02, 04, 05a, 07, 08, 10.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +24,10 @@ from course_utils.memory.measure import attached, count_states, unwrapped
 from course_utils.memory.meter import MemoryMeter, in_backward, tensors_in
 from course_utils.memory.step_memory import CATEGORIES
 from preflight.lora_targets.layers import without_numbers
-from preflight.memory_plan.fake_model import NoValues, build_model, fake_mode
+from preflight.memory_plan.fake_model import NoValues, build_model, build_reference, fake_mode
 from preflight.memory_plan.library_patches import patched, ready_for_fake
 from preflight.memory_plan.options import StepOptions
+from preflight.memory_plan.trl_steps import autocasting, dpo_loss, grpo_loss
 
 WEIGHTS, STATE = CATEGORIES.index("weights"), CATEGORIES.index("optimizer state")
 # What Trainer leaves without weight decay; only the grouping of parameters matters here.
@@ -69,14 +72,16 @@ def simulated_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
     meter = MemoryMeter("cpu", simulated=options.device)
     with fake_mode() as fake:
         model = build_model(config, options, fake)
-        layers = layers_of(model)
-        with attached(meter, model), fake, patched(options.device), NoValues(), meter:
-            if layers is not None:
+        reference = build_reference(config, options, fake)
+        for one in filter(None, (model, reference)):
+            if (layers := layers_of(one)) is not None:
                 _mark_layers(meter, layers)
-            meter.start("forward")
-            if options.gradient_accumulation_steps > 1:
-                _add_gradients(meter, model)
-            loss = _loss(model, options)
+        values = NoValues()
+        simulated = fake, patched(options.device, options.masked), values, meter
+        with attached(meter, model, reference=reference), ExitStack() as stack:
+            for context in simulated:
+                stack.enter_context(context)
+            loss = _step_loss(model, reference, options, meter, values)
             loss.backward()
             meter.allocations.start_run("end")
             del loss  # and with it the graph, before clipping
@@ -96,6 +101,31 @@ def simulated_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
     )
 
 
+def _step_loss(
+    model: nn.Module,
+    reference: nn.Module | None,
+    options: StepOptions,
+    meter: MemoryMeter,
+    values: NoValues,
+) -> torch.Tensor:
+    """Return the loss of a trainer's step, after all that it does before the backward pass."""
+
+    def begin() -> None:
+        meter.start("forward")
+        if options.gradient_accumulation_steps > 1:
+            _add_gradients(meter, model)
+
+    if options.trainer in ("dpo", "grpo"):
+        for one in filter(None, (model, reference)):
+            autocasting(one, options.autocast, values)
+    if options.trainer == "grpo":
+        return grpo_loss(model, reference, options, meter, values, begin)
+    begin()
+    if options.trainer == "dpo":
+        return dpo_loss(model, reference, options, values)
+    return _loss(model, options)
+
+
 def layers_of(model: nn.Module) -> nn.ModuleList | None:
     """Return a model's decoder layers: the largest list, of those as long as its config says.
 
@@ -109,16 +139,25 @@ def layers_of(model: nn.Module) -> nn.ModuleList | None:
 
 
 def _mark_layers(meter: MemoryMeter, layers: nn.ModuleList) -> None:
-    """Mark in the meter's allocations where each layer's work starts, forward and backward."""
+    """Mark in the meter's allocations where each layer's work starts, forward and backward.
+
+    Where a phase has several passes, those after the first are numbered: "generate 2".
+    """
     last = len(layers) - 1
+    passes: Counter[str] = Counter()
 
     def start(phase: str, where: str | int) -> None:
         meter.allocations.start_region((phase, where))
 
+    def forward(where: str | int) -> None:
+        kind = meter.allocations.kind
+        passes[kind] += where == 0
+        start(kind if passes[kind] == 1 else f"{kind} {passes[kind]}", where)
+
     def before(index: int, args: tuple, kwargs: dict[str, Any]) -> None:
         if in_backward():
             return
-        start("forward", index)
+        forward(index)
         hidden = next(tensors_in((args, kwargs)), None)
         if index == 0 and hidden is not None and hidden.requires_grad:
             hidden.register_hook(lambda _: start("backward", "after"))
@@ -127,7 +166,7 @@ def _mark_layers(meter: MemoryMeter, layers: nn.ModuleList) -> None:
         if in_backward():
             return
         if index == last:
-            start("forward", "after")
+            forward("after")
         hidden = next(tensors_in(output), None)
         if hidden is not None and hidden.requires_grad:
             hidden.register_hook(lambda _: start("backward", index))
@@ -151,7 +190,7 @@ def _loss(model: nn.Module, options: StepOptions) -> torch.Tensor:
     """Return the loss as the trainer computes it; nothing else outlives the call."""
     tokens = torch.zeros(options.batch_size, options.length, dtype=torch.long)
     batch = {"input_ids": tokens, "labels": tokens.clone(), "use_cache": False}
-    if options.padding and options.attention != "flash_attention_2":  # which takes the padding out
+    if options.masked:
         batch["attention_mask"] = torch.ones_like(tokens)
     if options.fused:
         batch["fused_lm_head"] = True

@@ -23,6 +23,7 @@ from preflight.training_check.adapter_rules import rule_findings
 from preflight.training_check.adapters import (
     adalora_findings,
     checkpointing_findings,
+    copied_findings,
     quantization_findings,
     rank_findings,
     switched_off_findings,
@@ -34,9 +35,11 @@ from preflight.training_check.loss import balance_findings, head_findings
 from preflight.training_check.merging import merge_findings
 from preflight.training_check.method_rules import method_findings
 from preflight.training_check.new_parts import new_part_findings
+from preflight.training_check.preference import preference_findings
 from preflight.training_check.probing import base_of
 from preflight.training_check.report import TrainingReport
 from preflight.training_check.resume import check_resume
+from preflight.training_check.rewards import reward_findings
 from preflight.training_check.rows import row_findings
 from preflight.training_check.weights import (
     counts,
@@ -84,14 +87,19 @@ def _setting_findings(
 
 
 def check_trainer(trainer: Trainer) -> TrainingReport:
-    """Return what is wrong with a Trainer or SFTTrainer that is built and not trained yet.
+    """Return what is wrong with a trainer that is built and not trained yet.
+
+    It takes Trainer, SFTTrainer, DPOTrainer, GRPOTrainer, and of others what they share.
 
     Next to its settings: how much is trained, names that matched nothing, ranks above a layer's
     size, an adapter that is another one when merged, switched off, saved or loaded, a base model
     quantized otherwise than meant, steps that rounding undoes, a reference that is another model,
     rows without a label, columns that are dropped. One row goes through the model, to hold the
-    trainer's loss against that of the model's logits. Nothing is changed and no random number
-    drawn, so the training goes as it would have.
+    trainer's loss against that of the model's logits; of DPOTrainer two pairs, to hold the policy
+    against its reference. Of GRPOTrainer the model answers one prompt, and up to four where all
+    rewards of a group are equal; its reward functions are called on that, and on a few odd texts.
+    Nothing is changed and no random number drawn, so the training goes as it would have (but for
+    what a reward function itself keeps).
     """
     model, base = trainer.model, base_of(trainer.model)
     trained, total = counts(model)
@@ -104,6 +112,7 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
             *adalora_findings(trainer, config),
             *rule_findings(config, model),
             *switched_off_findings(trainer, config),
+            *copied_findings(trainer, config),
             *merge_findings(model),
             *new_part_findings(model),
         ]
@@ -123,4 +132,6 @@ def check_trainer(trainer: Trainer) -> TrainingReport:
         *row_findings(trainer.train_dataset, base),
         *column_findings(trainer),
     ]
+    findings += preference_findings(trainer, {one.code for one in findings})
+    findings += reward_findings(trainer)
     return TrainingReport(about, tuple(findings))

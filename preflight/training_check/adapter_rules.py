@@ -2,7 +2,7 @@
 
 >>> list(rule_findings(config, model))  # an adapter's config, and its base: weights or none
 
-Used by lessons: 04, 05a, 06, 09.
+Used by lessons: 04, 05a, 06, 09, 12.
 """
 
 from __future__ import annotations

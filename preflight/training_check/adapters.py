@@ -140,6 +140,27 @@ def switched_off_findings(trainer: Trainer, config: PeftConfig) -> Iterator[Find
         )
 
 
+def copied_findings(trainer: Trainer, config: PeftConfig) -> Iterator[Finding]:
+    """Yield a finding if the copy that a trainer makes of its adapter took from the base, too.
+
+    trl 1.16 makes the copy "ref" with the adapter's own config, and peft starts it by that.
+    """
+    preference = is_a(trainer, "DPOTrainer") or is_a(trainer, "GRPOTrainer")
+    alone = getattr(trainer, "ref_model", None) is None and "ref" in trainer.model.peft_config
+    if preference and alone and changes_base(config):
+        start = getattr(config, "init_lora_weights", None)
+        yield finding(
+            "reference_copy",
+            f"{type(trainer).__name__} copied the adapter as its reference, and a start with "
+            f"init_lora_weights={start!r} takes a part out of the base weights: it was taken out "
+            "once more, and the model is no longer the one that was given. The loss does not show "
+            "it (policy and reference are changed alike). Allowed is a start that leaves the base "
+            "as it is.",
+            "Set model.peft_config['default'].init_lora_weights = True before you build the "
+            "trainer: the copy gets the adapter's weights all the same.",
+        )
+
+
 def quantization_findings(model: nn.Module) -> Iterator[Finding]:
     layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
     # A head that was tied after it was quantized has plain weights.

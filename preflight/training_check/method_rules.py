@@ -1,6 +1,6 @@
 """What a method of peft does whatever the model is: its config tried on one small layer.
 
-Used by lessons: 04, 05a, 06, 09.
+Used by lessons: 04, 05a, 06, 09, 12.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ def first_tokens(trainer: Trainer) -> torch.Tensor | None:
     row = rows.with_format(None)[0]
     # DPOTrainer's names are the last two.
     ids = [*row.get("input_ids", ()), *row.get("prompt_ids", ()), *row.get("chosen_ids", ())]
+    if not ids and is_a(trainer, "GRPOTrainer") and isinstance(row.get("prompt"), str):
+        ids = trainer.processing_class(text=row["prompt"])["input_ids"]
     return torch.tensor([ids[:TOKENS]], device=weight.device) if len(ids) > 1 else None
 
 
