@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate.data_loader import IterableDatasetShard
 from datasets import Dataset, load_dataset
+from datasets.distributed import split_dataset_by_node
 from helpers import CALM, python, served
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from test_models import Hub, ask
@@ -52,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TABLE = yaml.safe_load((COURSE_ROOT / "book" / "bad_input.yaml").read_text(encoding="utf-8"))
 CASES = [case for group in TABLE for case in group["cases"]]
-LIBRARIES = {"argparse", "peft", "torch", "transformers", "trl"}
+LIBRARIES = {"accelerate", "argparse", "datasets", "peft", "torch", "transformers", "trl"}
 HUB = ("gated/model", "absent/model", "nobody/no-such-model")  # the last one without a network
 MESSAGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {}
 
@@ -89,6 +91,8 @@ def names() -> dict[str, Any]:
         "LlamaConfig": LlamaConfig, "LlamaForCausalLM": LlamaForCausalLM,
         "BertConfig": BertConfig, "T5Config": T5Config,
         "checked_arguments": quantization.checked_arguments, "check_resume": check_resume,
+        "SFTTrainer": SFTTrainer, "IterableDatasetShard": IterableDatasetShard,
+        "split_dataset_by_node": split_dataset_by_node, "recipe": recipe,
         "USER": {"role": "user", "content": "Where is my lamp?"},
         "REPLY": {"role": "assistant", "content": "On its way."},
         "tokenizer": AutoTokenizer.from_pretrained(POCKET_MODEL),
@@ -102,6 +106,16 @@ def names() -> dict[str, Any]:
         ),
         "prompts": Dataset.from_dict({"prompt": ["the cat sat"] * 4}),
     }  # fmt: skip
+
+
+def recipe(arguments: str) -> str:
+    """Return what lesson 10's script says that is started as one process."""
+    here = COURSE_ROOT / "notebooks"
+    script = here / "recipes" / "train.py"
+    variables = {"PYTHONPATH": str(COURSE_ROOT), "HF_HUB_OFFLINE": "1"}
+    done = python(script, *arguments.split(), cwd=here, **variables)
+    assert done.returncode != 0
+    return done.stderr
 
 
 def value(code: str, known: dict[str, Any]) -> Any:

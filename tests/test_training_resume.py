@@ -17,7 +17,9 @@ from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from test_training_faults import PAIRS, built
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
+from course_utils.checkpoints import last_whole, written_by
 from course_utils.paths import POCKET_MODEL
 from preflight.training_check import check_resume
 
@@ -186,3 +188,33 @@ def test_what_is_no_checkpoint(training: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{name}' cannot be read"):
             check_resume(tmp_path / "cut", trainer)
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("processes", "words"), [(1, "Nothing found."), (2, "1 here and 2 in the checkpoint")]
+)
+def test_another_number_of_processes_is_told(processes, words, training, tmp_path) -> None:
+    """Each process would skip as many batches of another part of the rows."""
+    folder = shutil.copytree(training / "checkpoint-2", tmp_path / "checkpoint-2")
+    if processes > 1:
+        state = (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+        shutil.copy(state, folder / "rng_state_1.pth")
+    assert words in str(check_resume(folder, again(tmp_path)))
+
+
+def test_half_a_checkpoint_is_not_taken_for_whole(training, tmp_path) -> None:
+    """Killed while it saves, a training leaves a folder that lacks its last files, or half of one.
+
+    transformers takes the folder of the highest number all the same.
+    """
+    folder = shutil.copytree(training, tmp_path / "out")
+    last, before = folder / "checkpoint-4", folder / "checkpoint-2"
+    assert last_whole(folder) == last and last_whole(tmp_path) is None
+    assert last_whole(folder, processes=2) is None, "the second one's random numbers are not there"
+    state = last / "trainer_state.json"
+    state.write_bytes(state.read_bytes()[:100])
+    assert last_whole(folder) == before and get_last_checkpoint(folder) == str(last)
+    state.unlink()
+    assert last_whole(folder) == before
+    (before / "rng_state.pth").unlink()
+    assert last_whole(folder) is None and written_by(before) == 0

@@ -12,12 +12,13 @@ import logging
 import math
 import re
 import shutil
+import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import chdir
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ import pytest
 import torch
 import transformers
 import yaml
+from accelerate.data_loader import prepare_data_loader
 from accelerate.logging import MultiProcessAdapter
 from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 from helpers import CALM
 from peft import (
@@ -42,6 +45,8 @@ from peft import (
 from peft.utils.hotswap import hotswap_adapter
 from test_bitsandbytes_fix import change_of_gradients
 from tokenizers.processors import TemplateProcessing
+from torch import distributed as dist
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -50,6 +55,8 @@ from transformers import (
     DataCollatorForLanguageModeling,
     Phi3Config,
     Phi3ForCausalLM,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
     TrainingArguments,
 )
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -948,3 +955,109 @@ def _(folder: Path) -> None:
 @provokes("older-response-key")
 def _(folder: Path) -> None:
     assert message(lambda: exec("from trl import DataCollatorForCompletionOnlyLM", {}))
+
+
+# --- several processes -------------------------------------------------------------------------
+
+OTHER = """
+import os, sys, time
+from datetime import timedelta
+import torch.distributed as dist
+store = dist.FileStore(sys.argv[1], 2)
+dist.init_process_group("gloo", store=store, rank=1, world_size=2)
+dist.new_group(timeout=timedelta(seconds=1))
+"""
+
+
+def first_of_two(folder: Path, other: str) -> str:
+    """Return what the first of two processes says when the other does not do its part."""
+    store = str(folder / f"store-{len(other)}")
+    process = subprocess.Popen([sys.executable, "-c", OTHER + other, store])
+    try:
+        one = dist.FileStore(store, 2)
+        dist.init_process_group("gloo", store=one, rank=0, world_size=2)
+        group = dist.new_group(timeout=timedelta(seconds=1))
+        if "exit" in other:
+            process.wait()
+        return message(lambda: dist.all_reduce(torch.ones(1), group=group))
+    finally:
+        process.kill()
+        process.wait()
+        dist.destroy_process_group()
+
+
+@provokes("closed-by-peer")
+def _(folder: Path) -> list[str]:
+    return [first_of_two(folder, "os._exit(0)")]
+
+
+@provokes("others-timed-out")
+def _(folder: Path) -> list[str]:
+    return [first_of_two(folder, "time.sleep(60)")]
+
+
+@provokes("unused-parameters")
+def _(folder: Path) -> None:
+    """A token visits one of eight experts, each with an adapter of its own."""
+    shape = {"d_model": 32, "d_ff": 32, "d_kv": 16, "num_layers": 2, "num_decoder_layers": 2}
+    mixture = SwitchTransformersForConditionalGeneration(SwitchTransformersConfig(
+        vocab_size=64, num_heads=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
+        num_experts=8, decoder_start_token_id=0, **shape,
+    ))  # fmt: skip
+    model = get_peft_model(mixture, LoraConfig(r=2, target_modules=["wi", "wo"]))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):
+            ids = torch.tensor([[5, 6]])
+            parallel(input_ids=ids, labels=ids).loss.backward()
+    finally:
+        dist.destroy_process_group()
+
+
+@provokes("no-such-checkpoint")
+def _(folder: Path) -> None:
+    trainer(folder).train(resume_from_checkpoint="true")
+
+
+@provokes("silent-divided-twice")
+def _(folder: Path) -> None:
+    paths = [folder / f"{i}.jsonl" for i in range(4)]
+    for i, path in enumerate(paths):
+        path.write_text("".join(json.dumps({"row": 6 * i + j}) + "\n" for j in range(6)), "utf-8")
+    stream = load_dataset("json", data_files=list(map(str, paths)), split="train", streaming=True)
+    seen: dict[bool, list[int]] = {}
+    for by_hand in (True, False):
+        loaders = [
+            prepare_data_loader(
+                DataLoader(split_dataset_by_node(stream, rank, 2) if by_hand else stream),
+                num_processes=2, process_index=rank, dispatch_batches=False,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        seen[by_hand] = sorted(int(row["row"]) for loader in loaders for row in loader)
+    assert seen[False] == list(range(24))
+    assert len(set(seen[True])) == len(seen[True]) == 12
+
+
+@provokes("silent-own-loss")
+def _(folder: Path) -> None:
+    """The same four rows at once, and in two batches of two."""
+
+    def mean(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        return torch.nn.functional.cross_entropy(
+            outputs["logits"][:, :-1].transpose(1, 2), labels[:, 1:]
+        )
+
+    ids = new_tokenizer()(TEXTS["text"][0])["input_ids"]
+    data = rows(input_ids=[ids] * 4, labels=[ids] * 4)
+    lengths = []
+    for batches in (1, 2):
+        args = TrainingArguments(
+            str(folder), max_steps=1, logging_steps=1, gradient_accumulation_steps=batches,
+            per_device_train_batch_size=4 // batches, **CALM,
+        )  # fmt: skip
+        run = transformers.Trainer(pocket(), args, train_dataset=data, compute_loss_func=mean)
+        run.train()
+        lengths.append(run.state.log_history[0]["grad_norm"])
+    assert lengths[1] == pytest.approx(2 * lengths[0], rel=1e-3)

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import has_length
 
+from course_utils.checkpoints import written_by
 from preflight.findings import Finding, finding
 from preflight.training_check.probing import no_trace
 from preflight.training_check.report import TrainingReport
@@ -45,8 +46,9 @@ ABOUT = {one.name for one in dataclasses.fields(PeftConfig)} - {"peft_type"}
 def check_resume(folder: str | Path, trainer: Trainer) -> TrainingReport:
     """Return what goes otherwise than meant when a built trainer resumes from a checkpoint.
 
-    Settings that the checkpoint overrules, an adapter that is another one, a training that has
-    ended. Nothing is changed, and training_args.bin, which could run code, is not opened.
+    Settings that the checkpoint overrules, an adapter that is another one, another number of
+    processes, a training that has ended. Nothing is changed, and training_args.bin, which could
+    run code, is not opened.
 
     Raises:
         FileNotFoundError: if the folder is not a checkpoint.
@@ -65,7 +67,7 @@ def check_resume(folder: str | Path, trainer: Trainer) -> TrainingReport:
     state = _read(folder / TRAINER_STATE_NAME, TrainerState.load_from_json)
     groups = _groups(folder / OPTIMIZER_NAME)
     per_epoch, steps = _steps(trainer)
-    findings = [*_ended(state, per_epoch, steps)]
+    findings = [*_ended(state, per_epoch, steps), *_process_findings(folder, trainer)]
     if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):  # they keep it elsewhere
         findings += _optimizer_findings(trainer, groups)
         if groups and state.global_step < steps:
@@ -128,6 +130,20 @@ def _ended(state: TrainerState, per_epoch: int, steps: int) -> Iterator[Finding]
             f"{done / per_epoch:.2f} of these rows: there are more or fewer, or batches have "
             f"another size. As many batches as those {done:,} steps took are skipped all the same.",
             "Give the rows and the batch size of before, or train from the weights alone.",
+            "warning",
+        )
+
+
+def _process_findings(folder: Path, trainer: Trainer) -> Iterator[Finding]:
+    there, here = written_by(folder), trainer.args.world_size
+    if there and there != here:
+        yield finding(
+            "processes",
+            f"The number of processes is {here} here and {there} in the checkpoint. Each skips as "
+            "many batches as before, but of another part of the rows: of a stream some are "
+            + ("seen twice" if here < there else "never seen")
+            + ", and an update has the rows of more or fewer processes.",
+            f"Start {there}, or train from the weights alone, without resume_from_checkpoint.",
             "warning",
         )
 
