@@ -12,7 +12,6 @@ import adapter_types
 import dataset_checks
 import neighbours
 import planners
-import preferences
 import pytest
 import run_lessons
 import teaching
@@ -195,17 +194,3 @@ def test_a_part_of_the_table_of_adapter_types_is_measured_again(name: str) -> No
     for question in adapter_types.QUESTIONS:
         now, then = again[question], recorded[question]
         assert {**now, "difference": 0} == {**then, "difference": 0}
-
-
-def test_each_preference_run_is_on_record_once() -> None:
-    """A mean over two seeds, or over one that counts twice, would pass for three."""
-    record = json.loads(preferences.RESULTS.read_text(encoding="utf-8"))
-    assert record["schema"] == preferences.SCHEMA
-    assert record["config"] == json.loads(json.dumps(preferences.CONFIG))
-    cases = [
-        (preferences.START, preferences.START_RATE),
-        *((name, rate) for name in preferences.CASES for rate in preferences.RATES),
-    ]
-    wanted = sorted((*case, seed) for case in cases for seed in preferences.SEEDS)
-    assert wanted == sorted((r["case"], r["learning_rate"], r["seed"]) for r in record["records"])
-    assert all(0 <= share <= 1 for r in record["records"] for share in r["exact_match"].values())
