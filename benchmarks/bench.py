@@ -1,8 +1,8 @@
 """Speed of the course's parts, each in relation to something that runs next to it.
 
     python benchmarks/bench.py             the whole table: a few minutes
-    python benchmarks/bench.py training    one part: training, real, start, widgets, simulation or
-                                           check
+    python benchmarks/bench.py training    one part: training, dpo, real, start, widgets, simulation
+                                           or check
 
 A time says little on another machine, so what counts are the ratios. The cases that are compared
 take turns, three times, and the median is taken: other work on the machine hits all of them alike.
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_speed
+import preference_speed
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.pylabtools import select_figure_formats
@@ -395,8 +396,31 @@ def timed(work: Callable[[], object], turns: int) -> float:
     return statistics.median(seconds)
 
 
+def preferences() -> Iterator[tuple[str, str, str]]:
+    """Yield rows on the time of a DPO step next to its passes done by hand."""
+    cases: dict[str, Callable[[], float]] = {
+        "by hand": preference_speed.by_hand,
+        "lesson 11a": preference_speed.with_trainer,
+        "checkpointing": lambda: preference_speed.with_trainer(gradient_checkpointing=True),
+        "bfloat16": lambda: preference_speed.with_trainer(bf16=True),
+        "reference precomputed": lambda: preference_speed.with_trainer(
+            precompute_ref_log_probs=True
+        ),
+    }
+    runs: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(TURNS):
+        for name, run in cases.items():
+            with contextlib.redirect_stdout(io.StringIO()):
+                runs[name].append(run())
+    hand = runs.pop("by hand")
+    for name, seconds in runs.items():
+        times = statistics.median(a / b for a, b in zip(seconds, hand, strict=True))
+        yield f"DPO's step / by hand: {name}", f"{times:.2f}", "<= 1.15" * (name == "lesson 11a")
+
+
 PARTS = {
     "training": training,
+    "dpo": preferences,
     "real": real,
     "start": start,
     "widgets": redraws,

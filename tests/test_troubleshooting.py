@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import re
 import shutil
 import subprocess
@@ -143,6 +144,15 @@ def trainer(folder: Path, rows: Any = TEXTS, **options: Any) -> SFTTrainer:
     own |= {name: options.pop(name) for name in names if name in options}
     settings = CALM | {"max_steps": 1, "per_device_train_batch_size": 2} | options
     return SFTTrainer(args=SFTConfig(output_dir=str(folder), **settings), train_dataset=rows, **own)
+
+
+def preferences(folder: Path, model: Any, **options: Any) -> DPOTrainer:
+    """Return a DPO trainer on one pair."""
+    pair = rows(prompt=["the cat"], chosen=[" sat on the mat"], rejected=[" sat on me"])
+    return DPOTrainer(
+        model, args=DPOConfig(output_dir=str(folder), gradient_checkpointing=False, **CALM),
+        train_dataset=pair, eval_dataset=pair, processing_class=new_tokenizer(), **options,
+    )  # fmt: skip
 
 
 def seen(*kinds: str) -> list[str]:
@@ -311,6 +321,11 @@ PROVOKE |= {
 
 
 # --- what takes more ---------------------------------------------------------------------------
+
+
+@provokes("dpo-adapter-name")
+def _(folder: Path) -> None:
+    preferences(folder, get_peft_model(pocket(), LoraConfig(**LORA), adapter_name="tuned"))
 
 
 @provokes("image-processor")
@@ -879,6 +894,15 @@ def _(folder: Path) -> None:
         found = adapter_types.measure(kind)
         assert not found["batched"]["holds"] and not found["cached"]["holds"]
         assert found["course"] == "in batches"
+
+
+@provokes("silent-dpo-reference")
+def _(folder: Path) -> None:
+    config = LoraConfig(**LORA, init_lora_weights="pissa")
+    first = preferences(folder, pocket(), peft_config=config).evaluate()
+    assert abs(first["eval_loss"] - math.log(2)) > 1e-2 < abs(first["eval_rewards/margins"])
+    plain = preferences(folder, pocket(), peft_config=LoraConfig(**LORA)).evaluate()
+    assert abs(plain["eval_loss"] - math.log(2)) < 1e-4
 
 
 @provokes("silent-4-bit")

@@ -1,8 +1,9 @@
 """Checks for the "Your turn" cells: each tells the reader what is right, or where to look again.
 
-The check of the exercise "04-rank" is the function `rank` of the module `lesson_04`. It takes the
-answer, and as keywords what the lesson's own run measured; it returns whether the answer is right,
-and either why it is right or a hint.
+The check of the exercise "04-rank" is the function `rank` of the module `lesson_04`; that of
+"11-first" is in `lesson_11a`, since 11 has two parts. It takes the answer, and as keywords what the
+lesson's own run measured; it returns whether the answer is right, and either why it is right or a
+hint.
 
 Used by lessons: all.
 """
@@ -26,16 +27,17 @@ from course_utils.exercises import (
     lesson_08,
     lesson_09,
     lesson_10,
+    lesson_11a,
     lesson_12,
 )
 
 _LESSONS = (
     lesson_00, lesson_01, lesson_02, lesson_03, lesson_04, lesson_05,
-    lesson_06, lesson_07, lesson_08, lesson_09, lesson_10,
+    lesson_06, lesson_07, lesson_08, lesson_09, lesson_10, lesson_11a,
     lesson_12,
 )  # fmt: skip
 _CHECKS: dict[str, Callable[..., tuple[bool, str]]] = {
-    f"{lesson.__name__[-2:]}-{name}": function
+    f"{lesson.__name__.rpartition('_')[2][:2]}-{name}": function
     for lesson in _LESSONS
     for name, function in getmembers(lesson, isfunction)
 }
