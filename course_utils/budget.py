@@ -1,6 +1,6 @@
 """How much of a lesson's work a larger model can do in the same time.
 
-Used by lessons: 00, 01, 03, 04, 05a, 05b, 06, 07, 08, 09, 12.
+Used by lessons: 00, 01, 03, 04, 05a, 05b, 06, 07, 08, 09, 11a, 12.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 With most adapters padding and a cache change nothing. With some they do, so it is measured on two
 of the prompts before the others are answered.
 
-Used by lessons: 00, 03, 05a, 05b, 08, 09, 12.
+Used by lessons: 00, 03, 05a, 05b, 08, 09, 11a, 12.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How good a model is at a task, and how much it forgot.
 
-Used by lessons: 00, 03, 05a, 05b, 08, 09, 12.
+Used by lessons: 00, 03, 05a, 05b, 08, 09, 11a, 12.
 """
 
 from __future__ import annotations

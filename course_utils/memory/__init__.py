@@ -3,7 +3,7 @@
 ``measure(model, optimizer)`` is put around the lines of a step, ``MeterCallback()`` is given to a
 trainer; both give a `StepMemory`. ``preflight.memory_plan`` predicts the same table.
 
-Used by lessons: 02, 04, 06, 07, 08, 10.
+Used by lessons: 02, 04, 06, 07, 08, 10, 11a.
 """
 
 from course_utils.memory.measure import Measurement, MeterCallback, measure

@@ -1,6 +1,6 @@
 """What a training step allocates: when each storage came, when it was freed, and what it is for.
 
-Used by lessons: 02, 04, 05a, 06, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 06, 07, 08, 10, 11a.
 """
 
 from __future__ import annotations

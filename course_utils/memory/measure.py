@@ -2,7 +2,7 @@
 
 Hooks tell the meter what the model is doing: which phase, and whose gradient.
 
-Used by lessons: 02, 04, 05a, 06, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 06, 07, 08, 10, 11a.
 """
 
 from __future__ import annotations

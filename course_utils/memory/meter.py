@@ -3,7 +3,7 @@
 What some kernels allocate inside and free before they return is seen by no dispatcher; where it is
 large, `scratch` knows its size.
 
-Used by lessons: 02, 04, 05a, 06, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 06, 07, 08, 10, 11a.
 """
 
 from __future__ import annotations

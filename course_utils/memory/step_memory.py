@@ -1,6 +1,6 @@
 """What a training step takes, by phase and by category: the table of meter and prediction.
 
-Used by lessons: 02, 04, 05a, 06, 07, 08, 10.
+Used by lessons: 02, 04, 05a, 06, 07, 08, 10, 11a.
 """
 
 from __future__ import annotations
