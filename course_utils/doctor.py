@@ -221,7 +221,7 @@ def _model() -> Iterator[Check]:
         from course_utils.tokenizer_setup import first_token_differs
 
         model = base_model()
-        tokenizer = AutoTokenizer.from_pretrained(model.path)
+        tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=False)
         differs = first_token_differs(tokenizer)
     except Exception as error:  # each library raises its own; the doctor only tells
         yield Check("model", "FAIL", str(error).strip().splitlines()[0], unset)

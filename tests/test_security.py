@@ -166,13 +166,17 @@ def test_each_danger_is_noticed(code: str) -> None:
 
 
 def test_the_packages_refuse_a_models_own_code() -> None:
-    """Without an explicit False transformers asks, and runs the code if the answer is yes."""
+    """Without an explicit False transformers asks, and runs the code if the answer is yes.
+
+    PeftModel puts an adapter on a model that is there; it runs no code of a folder.
+    """
     calls = [
         (name, {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
         for name, code in python_texts()
         if name.startswith(("course_utils/", "preflight/"))
         for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained")
+        if isinstance(node, ast.Call)
+        and re.fullmatch(r"(?!Peft).*\.from_pretrained", ast.unparse(node.func))
     ]
     assert len(calls) >= 5
     assert not [name for name, given in calls if given.get("trust_remote_code") != "False"]
