@@ -172,7 +172,7 @@ def _of_tied(folder: AdapterFolder) -> str:
     """Return what llama.cpp takes on untied embeddings alone; it takes no tied ones."""
     parts = {"lora_embedding_": "the embedding", "lm_head.lora_": "the output layer"}
     names = [text for part, text in parts.items() if folder.has(part)]
-    return f"LoRA on {' and '.join(names)}; where both are tied, it does not take it" if names else ""
+    return f"LoRA on {' and '.join(names)}, but not where both are tied" if names else ""
 
 
 def _unusual(folder: AdapterFolder) -> str:
