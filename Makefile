@@ -29,7 +29,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help run test maintenance test-long ship lab lint book bench bench-gpu real data data-model data-report slides workshop publish-as
+.PHONY: help run test maintenance test-long ship lab lint book bench bench-gpu real data data-model data-report data-preferences slides workshop publish-as
 
 help:  ## Say what each target does
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
