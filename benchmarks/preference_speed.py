@@ -13,35 +13,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy, logsigmoid
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PrinterCallback,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from course_utils import data
 from course_utils.paths import POCKET_MODEL
+from course_utils.timing import StepClock
 
 PAIRS, WARM_UP, STEPS, BETA = 8, 2, 6, 0.1
 # Lesson 11a's settings; TRL's own are gradient checkpointing and bfloat16.
 OURS = {"gradient_checkpointing": False, "bf16": False}
-
-
-class StepTimes(TrainerCallback):
-    """Notes the seconds of each step of a trainer, its optimizer included."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._begun = 0.0
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._begun = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._begun)
 
 
 def dpo_trainer(**settings: Any) -> DPOTrainer:
@@ -65,7 +46,7 @@ def dpo_trainer(**settings: Any) -> DPOTrainer:
 
 def with_trainer(**settings: Any) -> float:
     """Return the median seconds of DPOTrainer's step."""
-    trainer, clock = dpo_trainer(**settings), StepTimes()
+    trainer, clock = dpo_trainer(**settings), StepClock()
     trainer.add_callback(clock)
     trainer.train()
     return statistics.median(clock.seconds[WARM_UP:])

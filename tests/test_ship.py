@@ -11,9 +11,6 @@ import multiprocessing
 import os
 import random
 import re
-import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,13 +19,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_shipping import answers
+from test_shipping import assert_ends_with_its_starter
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from course_utils import gguf_files, recorded
 from course_utils.__main__ import main
 from course_utils.paths import COURSE_ROOT, POCKET_MODEL
-from course_utils.serving import HOST, free_port, serve_gguf
+from course_utils.serving import free_port, serve_gguf
 from preflight.adapter_check import as_plain_lora, check_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,13 +37,6 @@ OF_LLAMA_CPP = {
     "Q8_0": "a15fe0c0b129f826d1a71b332ce76cfe2960326cc78f450ec332d6655ce957db",
     "Q4_K_M": "84bf7d6362793ce1316629ff5f654b8e69f39da67dd17cb5ba82c32970f4b600",
 }
-STARTER = """
-import sys, time
-from course_utils.serving import serve_gguf
-with serve_gguf(sys.argv[1]) as (address, key):
-    print(address, flush=True)
-    time.sleep(600)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -149,17 +139,7 @@ def test_the_converters_own_refusal_is_passed_on(tmp_path: Path) -> None:
 @engine
 @posix
 def test_a_killed_kernel_takes_the_engine_along(pocket: Path) -> None:
-    command = [sys.executable, "-c", STARTER, str(pocket)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
-        try:
-            address = starter.stdout.readline().strip()
-            assert address.startswith(f"http://{HOST}:") and answers(address)
-        finally:
-            os.kill(starter.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while answers(address) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not answers(address)
+    assert_ends_with_its_starter("serve_gguf", pocket)
 
 
 @engine

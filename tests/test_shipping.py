@@ -19,12 +19,12 @@ from helpers import QuietHandler, served
 
 from course_utils import plots, serving
 from course_utils.paths import POCKET_MODEL
-from course_utils.serving import require_refusal, serve
+from course_utils.serving import HOST, require_refusal, serve
 
 STARTER = """
 import sys, time
-from course_utils.serving import serve
-with serve(sys.argv[1]) as (address, key):
+from course_utils import serving
+with getattr(serving, sys.argv[1])(sys.argv[2]) as (address, key):
     print(address, flush=True)
     time.sleep(600)
 """
@@ -40,20 +40,27 @@ def answers(address: str) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is not a signal of Windows")
-def test_a_killed_kernel_takes_the_server_along() -> None:
-    """Nothing of Python runs after SIGKILL (memory ran out), so no `finally` can help."""
-    command = [sys.executable, "-c", STARTER, str(POCKET_MODEL)]
+def assert_ends_with_its_starter(function: str, model: Path) -> None:
+    """Serve a model in a process, kill that, and wait for the server to be gone.
+
+    Nothing of Python runs after SIGKILL (memory ran out), so no `finally` can help.
+    """
+    command = [sys.executable, "-c", STARTER, function, str(model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
         try:
             address = starter.stdout.readline().strip()
-            assert answers(address)
+            assert address.startswith(f"http://{HOST}:") and answers(address)
         finally:
             os.kill(starter.pid, signal.SIGKILL)
     deadline = time.monotonic() + 20
     while answers(address) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not answers(address)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is not a signal of Windows")
+def test_a_killed_kernel_takes_the_server_along() -> None:
+    assert_ends_with_its_starter("serve", POCKET_MODEL)
 
 
 def test_a_folder_without_a_model_is_named() -> None:

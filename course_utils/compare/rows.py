@@ -204,10 +204,13 @@ def _read(file: Path) -> Dataset:
 
 
 def answer(row: dict[str, Any]) -> str:
-    """Return the text of a row's answer, of a chat that of its last message."""
-    completion = row["completion"]
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return text.strip()
+    """Return the text of a row's answer."""
+    return text_of(row["completion"]).strip()
+
+
+def text_of(completion: Any) -> str:
+    """Return the text of a completion, of a chat that of its last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def _pairs_of_chats(rows: Dataset, file: Path) -> Dataset:

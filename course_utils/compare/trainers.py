@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from course_utils import hardware, metrics
 from course_utils.compare.experiments import Experiment
-from course_utils.compare.rows import Rows, answer
+from course_utils.compare.rows import Rows, answer, text_of
 from course_utils.paths import located
 
 # Arguments for every run, unless its experiment says otherwise.
@@ -108,13 +108,13 @@ def made(
 
 def valid_json(completions: list[Any], **columns: Any) -> list[float]:
     """Return 1 for each completion that is a JSON record, whatever it says; else 0."""
-    return [float(metrics.json_record(_text(one)) is not None) for one in completions]
+    return [float(metrics.json_record(text_of(one)) is not None) for one in completions]
 
 
 def exact(completions: list[Any], answer: list[str], **columns: Any) -> list[float]:
     """Return 1 for each completion that is the right answer; else 0."""
     pairs = zip(completions, answer, strict=True)
-    return [float(_text(one).strip() == right.strip()) for one, right in pairs]
+    return [float(text_of(one).strip() == right.strip()) for one, right in pairs]
 
 
 REWARDS: dict[str, Reward] = {"valid_json": valid_json, "exact": exact}
@@ -171,8 +171,3 @@ def _imported(name: str) -> Reward:
     if not callable(found):
         raise ValueError(f"the reward {name!r} is no function. Name a function of the module.")
     return found
-
-
-def _text(completion: Any) -> str:
-    """Return the text of a completion, of a chat that of its last message."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lexicon
+import make_datasets
 import torch
 import world
 from datasets import Dataset
@@ -170,8 +171,7 @@ def make_questions() -> dict[str, list[Question]]:
             text = reworded(message, rng)
             if text not in texts:
                 texts.add(text)
-                right = json.dumps(message.case.record(), ensure_ascii=False)
-                found[split].append(Question(text, right))
+                found[split].append(Question(text, make_datasets.record(message)))
     return found
 
 

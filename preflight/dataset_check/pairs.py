@@ -21,7 +21,8 @@ from preflight.dataset_check.contents import texts_of
 from preflight.dataset_check.forms import Format, Row
 from preflight.dataset_check.rendering import Renderer, settings
 from preflight.dataset_check.report import Collector
-from preflight.dataset_check.rows import Fault, texts_in
+from preflight.dataset_check.rows import Fault, plain, texts_in
+from preflight.dataset_check.tokens import ended
 
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 SCORES += (("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected"))
@@ -53,11 +54,14 @@ class Pair:
     rejected: Any
 
     @property
+    def answers(self) -> tuple[Any, Any]:
+        """The two answers, the better one first."""
+        return self.chosen, self.rejected
+
+    @property
     def examples(self) -> list[Row]:
-        """The rows of prompt and completion that it stands for, the better answer first."""
-        return [
-            {"prompt": self.prompt, "completion": answer} for answer in (self.chosen, self.rejected)
-        ]
+        """The rows of prompt and completion that it stands for, in the same order."""
+        return [{"prompt": self.prompt, "completion": answer} for answer in self.answers]
 
 
 def shared_start(chosen: Any, rejected: Any) -> int:
@@ -210,11 +214,11 @@ class PairFaults:
                 return None
             if not chat:
                 eos = renderer.tokenizer.eos_token or ""
-                texts = [pair.prompt, *(_ended(pair.prompt + one, eos) for one in answers(pair))]
+                texts = [pair.prompt, *(ended(pair.prompt + one, eos) for one in pair.answers)]
                 ids = renderer.tokenizer(texts, verbose=False)["input_ids"]
             else:
                 asked = renderer.text(pair.prompt, options | {"add_generation_prompt": True})
-                whole = [renderer.text(pair.prompt + one, options) for one in answers(pair)]
+                whole = [renderer.text(pair.prompt + one, options) for one in pair.answers]
                 ids = renderer.tokens([asked, *whole])
         except Exception:  # what a template refuses is a finding of its own
             return None
@@ -258,11 +262,6 @@ class PairFaults:
                 found.add("told_apart", example=text)
 
 
-def answers(pair: Pair) -> tuple[Any, Any]:
-    """Return the two answers of a pair, the better one first."""
-    return pair.chosen, pair.rejected
-
-
 def said(answer: Any) -> str:
     """Return the text of an answer."""
     return "\n".join(text for _, text in texts_of({"completion": answer}))
@@ -296,16 +295,12 @@ def _alike_to(one: str, other: str) -> int:
     return low
 
 
-def _ended(text: str, eos: str) -> str:
-    return text if text.endswith(eos) else text + eos
-
-
-def _plain(texts: list[str]) -> str:
-    return " ".join(" ".join(texts).split()).casefold()
+def _plain(texts: list[str]) -> bytes:
+    return plain([" ".join(texts)])  # however the texts are divided
 
 
 def _digest(text: str) -> bytes:
-    return blake2b(_plain([text]).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return blake2b(plain([text]), digest_size=8).digest()
 
 
 def _key(value: Any) -> bytes:

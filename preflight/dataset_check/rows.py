@@ -106,8 +106,8 @@ class Repeats:
         """
         start = texts[0] if texts else columns
         prompt = len(texts_in(_prompt(columns)))  # texts, which come first
-        asked, answer = _plain(texts[:prompt]), _plain(texts[prompt:])
-        given = _plain([str(tools)]) if tools else b""
+        asked, answer = plain(texts[:prompt]), plain(texts[prompt:])
+        given = plain([str(tools)]) if tools else b""
         before = _swap(self._rows, [asked, answer, given], split)
         if before is not None:
             yield ("duplicate" if before == split else "split_overlap"), start
@@ -119,7 +119,7 @@ class Repeats:
             yield ("conflicting_answers" if before == split else "prompt_overlap"), start
 
 
-def _plain(texts: list[str]) -> bytes:
+def plain(texts: list[str]) -> bytes:
     """Return texts as one; case and spaces do not make a row another one."""
     text = BETWEEN.join(texts)
     if text.isascii():  # quicker as bytes

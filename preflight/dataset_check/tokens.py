@@ -44,6 +44,11 @@ def tokenizer_faults(renderer: Renderer, form: Format) -> Iterator[Fault]:
         yield "bos_by_version", found
 
 
+def ended(text: str, eos: str) -> str:
+    """Return a text with the end-of-sequence token, which trainers append where it is not there."""
+    return text if text.endswith(eos) else text + eos
+
+
 @dataclass
 class _Chat:
     """The messages of a row, and what became of them."""
@@ -131,12 +136,13 @@ class TokenFaults:
             yield "too_long", len(ids)
 
     def _text_faults(self, texts: list[str]) -> Iterator[list[Fault]]:
-        tokens = self._tokens_of([*map(self._ended, texts)], [False] * len(texts))
+        whole = [ended(text, self._eos) for text in texts]
+        tokens = self._tokens_of(whole, [False] * len(texts))
         for text, ids in zip(texts, tokens, strict=True):
             yield [*length_faults(0, len(ids), self.max_length), *self._doubled(text, ids)]
 
     def _pairs_faults(self, rows: Sequence[Row]) -> Iterator[list[Fault]]:
-        pairs = [(row["prompt"], self._ended(row["completion"])) for row in rows]
+        pairs = [(row["prompt"], ended(row["completion"], self._eos)) for row in rows]
         apart = self._ends.apart(pairs)
         doubts = [not (one and self._ends.trusted) for one in apart]
         together = self._tokens_of([prompt + answer for prompt, answer in pairs], doubts)
@@ -160,9 +166,6 @@ class TokenFaults:
             if ids:
                 self.sample.counted(text, len(ids))
         return tokens
-
-    def _ended(self, text: str) -> str:
-        return text if text.endswith(self._eos) else text + self._eos
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         if not texts:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from course_utils.memory.step_memory import StepMemory, size_text
 from preflight.memory_plan.gpus import GPU
-from preflight.memory_plan.options import GENERATIONS
+from preflight.memory_plan.options import GENERATIONS, SEVERAL_PASSES
 from preflight.memory_plan.predict import Shared, predict
 from preflight.memory_plan.sharding import Units, sharded, units
 from preflight.memory_plan.stored import methods
@@ -249,16 +249,15 @@ def steps(plan: Mapping[str, Any], gpu: GPU) -> Iterator[_Step]:
     and at last the number of GPUs.
     """
     method, optimizer = plan["method"], plan.get("optimizer", "adamw_torch_fused")
-    batch = plan["batch_size"]
+    batch, trainer = plan["batch_size"], plan.get("trainer") or "sft"
     if not plan.get("gradient_checkpointing", True):
         yield _Step(
             "gradient checkpointing",
             "gradient_checkpointing=True"
-            if plan.get("trainer") in ("dpo", "grpo")
+            if trainer in SEVERAL_PASSES
             else "activation_checkpointing=True in SFTConfig",
             {"gradient_checkpointing": True},
         )
-    trainer = plan.get("trainer") or "sft"
     if trainer == "dpo" and plan.get("reference") is not False:
         yield _Step(
             "the reference's log-probabilities beforehand",
@@ -293,7 +292,7 @@ def steps(plan: Mapping[str, Any], gpu: GPU) -> Iterator[_Step]:
     while length >= SHORTEST:
         yield _Step(f"length {length}", f"length={length}", with_length(plan, length))
         length //= 2
-    if gpu.cuda and trainer not in ("dpo", "grpo"):
+    if gpu.cuda and trainer not in SEVERAL_PASSES:
         for degree in (d for d in DEGREES if d > plan["shards"]):
             update = {"shards": degree}
             yield _Step(f"FSDP on {degree} GPUs", f"shards={degree}", update, lightens=True)

@@ -31,7 +31,7 @@ from transformers import PretrainedConfig
 from course_utils.memory.allocations import Region
 from preflight.memory_plan.fake_model import build_base
 from preflight.memory_plan.layer import FIRST_AND_LAST, WITH_MIDDLE, Layer, each_adds
-from preflight.memory_plan.options import StepOptions
+from preflight.memory_plan.options import SEVERAL_PASSES, StepOptions
 from preflight.memory_plan.simulate import Pass, Trained, layers_of, simulated_pass
 
 FEW = 4  # two layers at the bottom and two at the top
@@ -73,7 +73,7 @@ class Layers:
         if self.each is None:
             _check_config(config, options)
         # Of a step with one pass forward and one backward alone two layers tell what five do.
-        several = options.trainer in ("dpo", "grpo")
+        several = options.trainer in SEVERAL_PASSES
         large = simulated_pass(_with_layers(config, WITH_MIDDLE), options)
         if not known and not several and FEW not in self.simulated:
             two = simulated_pass(_with_layers(config, FIRST_AND_LAST), options)

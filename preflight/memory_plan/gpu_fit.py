@@ -20,6 +20,7 @@ from course_utils.memory.step_memory import StepMemory, size_text
 from preflight.memory_plan.advice import GIB, Change, Overhead, Search
 from preflight.memory_plan.gpus import GPU, GPUS, find_gpu
 from preflight.memory_plan.model_notes import model_notes
+from preflight.memory_plan.options import SEVERAL_PASSES
 from preflight.memory_plan.sharding import check_degree
 from preflight.memory_plan.stored import dequantized, holds_fp8
 
@@ -201,7 +202,7 @@ def fit_gpus(
         FileNotFoundError, RuntimeError: as `load_config` and `predict` raise them.
     """
     check_degree(shards)
-    if shards > 1 and options.get("trainer") in ("dpo", "grpo"):
+    if shards > 1 and options.get("trainer") in SEVERAL_PASSES:
         raise ValueError(
             f"shards={shards} with trainer={options['trainer']!r}. FSDP is planned for the "
             "trainers sft and trainer alone. Leave shards out."

@@ -55,6 +55,8 @@ DTYPES = {
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # The trainers whose steps are known; Trainer's loss is "full", TRL's is "fused".
 TRAINERS = ("sft", "trainer", "dpo", "grpo")
+# Those whose step has more passes than one forward and one backward: a reference, completions.
+SEVERAL_PASSES = ("dpo", "grpo")
 # Defaults of GRPOConfig: max_completion_length, in tokens, and num_generations.
 COMPLETION, GENERATIONS = 256, 8
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -138,8 +140,7 @@ class StepOptions:
                 f"loss={self.loss!r} with trainer={self.trainer!r}. Trainer's loss is full, that "
                 "of TRL's trainers (sft, dpo, grpo) fused. Leave the loss or the trainer out."
             )
-        known = self.trainer in ("dpo", "grpo")
-        if self.reference and not known:
+        if self.reference and self.trainer not in SEVERAL_PASSES:
             raise ValueError(
                 f"reference=True with trainer={self.trainer!r}, which has no reference model. "
                 "Allowed are the trainers dpo and grpo. Leave it out."

@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +25,7 @@ from course_utils.memory.step_memory import CATEGORIES
 from preflight.lora_targets.layers import without_numbers
 from preflight.memory_plan.fake_model import NoValues, build_model, build_reference, fake_mode
 from preflight.memory_plan.library_patches import patched, ready_for_fake
-from preflight.memory_plan.options import StepOptions
+from preflight.memory_plan.options import SEVERAL_PASSES, StepOptions
 from preflight.memory_plan.trl_steps import autocasting, dpo_loss, grpo_loss
 
 WEIGHTS, STATE = CATEGORIES.index("weights"), CATEGORIES.index("optimizer state")
@@ -77,10 +76,13 @@ def simulated_pass(config: PretrainedConfig, options: StepOptions) -> Pass:
             if (layers := layers_of(one)) is not None:
                 _mark_layers(meter, layers)
         values = NoValues()
-        simulated = fake, patched(options.device, options.masked), values, meter
-        with attached(meter, model, reference=reference), ExitStack() as stack:
-            for context in simulated:
-                stack.enter_context(context)
+        with (
+            attached(meter, model, reference=reference),
+            fake,
+            patched(options.device, options.masked),
+            values,
+            meter,
+        ):
             loss = _step_loss(model, reference, options, meter, values)
             loss.backward()
             meter.allocations.start_run("end")
@@ -115,7 +117,7 @@ def _step_loss(
         if options.gradient_accumulation_steps > 1:
             _add_gradients(meter, model)
 
-    if options.trainer in ("dpo", "grpo"):
+    if options.trainer in SEVERAL_PASSES:
         for one in filter(None, (model, reference)):
             autocasting(one, options.autocast, values)
     if options.trainer == "grpo":
