@@ -155,9 +155,21 @@ def _alike(model: PreTrainedModel, one: torch.Tensor, other: torch.Tensor) -> bo
     quantized weights round otherwise for one row than for several, and to 16 bits.
     """
     quantized = getattr(model, "is_quantized", False)
-    step = torch.finfo(torch.bfloat16 if quantized else other.dtype).eps
+    step = torch.finfo(torch.bfloat16 if quantized else _computed_in(other)).eps
     one, other = one.float().nan_to_num(), other.float().nan_to_num()
     return float((one - other).abs().max()) <= step**0.5 * float(other.abs().max())
+
+
+def _computed_in(logits: torch.Tensor) -> torch.dtype:
+    """Return the type that logits have, or the 16 bits that they were computed in.
+
+    Training with `bf16` or `fp16` leaves its autocast on the model's forward pass, which hands out
+    float32; `generate` asks the base model, which has none.
+    """
+    for short in (torch.bfloat16, torch.float16):
+        if torch.equal(logits, logits.to(short).to(logits.dtype)):
+            return short
+    return logits.dtype
 
 
 def _type(model: PreTrainedModel) -> str:

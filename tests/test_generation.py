@@ -8,7 +8,9 @@ from pathlib import Path
 import adapter_types
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, get_peft_model
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -106,6 +108,30 @@ def test_an_empty_text_among_others_is_no_error(words, tmp_path: Path) -> None:
     assert metrics.token_loss(model, words, texts) == pytest.approx(
         metrics.token_loss(model, words, TEXTS), rel=1e-5
     )
+
+
+def test_a_model_that_was_trained_in_16_bits_is_answered(model, tokenizer) -> None:
+    """Training leaves its autocast on the forward pass of the adapter's model, not on the base's.
+
+    Breaks if the rounding to 16 bits is taken for an adapter that generates other tokens.
+    """
+    texts = ["Message: Hello, this is Ada from Leeds.", "Message: Hi.\nTicket:"]
+    base = AutoModelForCausalLM.from_pretrained(POCKET_MODEL, dtype=torch.float32)
+    adapted = get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    forward = adapted.forward
+    ids = torch.tensor([tokenizer(texts[0])["input_ids"]])
+    before = adapted(ids).logits
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(adapted)
+        assert prepared is adapted and adapted.forward is not forward
+        assert adapted(ids).logits.dtype == torch.float32
+        assert (adapted(ids).logits - before).abs().max() > 1e-3
+        options = {"max_new_tokens": 6, "progress": False}
+        answers = metrics.generate(adapted, tokenizer, texts, **options)
+        assert answers == metrics.generate(model, tokenizer, texts, **options)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_an_adapter_that_no_way_answers_rightly_is_refused(words, tmp_path: Path) -> None:
